@@ -1,0 +1,1 @@
+"""How the parts run together: on one machine (local.py); in containers and clusters, beside it."""

@@ -1,0 +1,1 @@
+"""Text and labels in, registered models out: the training toolkit of Nunchi."""

@@ -1,0 +1,39 @@
+"""Tokenized texts as the Hugging Face Trainer takes them: encoded once, padded per batch to the longest."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerFast
+
+
+class EncodedTexts(torch.utils.data.Dataset):
+    """Texts tokenized up front; item i is {"input_ids": INT64 [length], "label": INT64 []}."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], labels: Sequence[int], max_length: int
+    ):
+        if len(texts) != len(labels):
+            raise ValueError(f"{len(texts)} texts have {len(labels)} labels; each text needs exactly one")
+        encoded = tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False)
+        self.rows = [torch.tensor(ids) for ids in encoded["input_ids"]]
+        self.labels = torch.tensor(list(labels))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.rows[index], "label": self.labels[index]}
+
+
+def pad_batch(items: list[dict[str, torch.Tensor]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """input_ids and attention_mask INT64 [batch, longest], labels INT64 [batch]."""
+    rows = [item["input_ids"] for item in items]
+    lengths = torch.tensor([len(row) for row in rows])
+    input_ids = pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
+    attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "labels": torch.stack([item["label"] for item in items]),
+    }
