@@ -19,6 +19,7 @@ The shrinking to two follows ``repeat_normalize(num_repeats=2)`` of soynlp, with
 (github.com/Beomi/KcBERT).
 """
 
+import json
 from typing import Literal, get_args
 
 from tokenizers import Regex, Tokenizer, normalizers
@@ -30,7 +31,7 @@ INVISIBLE = (
     "\u00ad\u034f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff0-\uffff\U000e0000-\U000e0fff"
 )
 # U+3164 and its relatives are Hangul letters to Unicode and blanks to the eye.
-BLANK = "\\x00-\\x1f\\x7f-\\x9f\\s\\p{Z}\u115f\u1160\u3164\uffa0"
+BLANK = "\\p{Cc}\\s\\p{Z}\u115f\u1160\u3164\uffa0"
 
 FULL_WIDTH = {"！": "!", "？": "?", "．": ".", "，": ",", "～": "~", "：": ":", "；": ";", "（": "(", "）": ")"}
 
@@ -56,7 +57,7 @@ HTML_ELEMENTS = (
 # Bounded quantifiers keep hostile input linear: an unclosed "<script" costs at most its bound.
 HTML = (
     r"<(?:script|style)\b[^<>]{0,500}>[^<]{0,5000}</(?:script|style)\s{0,9}>"
-    r"|<!--.{0,2000}?-->"
+    r"|<!--.{0,500}?-->"
     rf"|</?(?:{HTML_ELEMENTS})(?:[\s/][^<>]{{0,2000}})?>"
 )
 
@@ -123,6 +124,15 @@ def add_cleaning(tokenizer: Tokenizer, emoji: EmojiMode = "words") -> None:
     own = tokenizer.normalizer
     cleaning = cleaning_normalizer(emoji)
     tokenizer.normalizer = cleaning if own is None else normalizers.Sequence([cleaning, own])
+
+
+def has_cleaning(tokenizer: Tokenizer) -> bool:
+    """Whether the cleaning, or an earlier edition of it, is in the tokenizer already."""
+    normalizer = json.loads(tokenizer.to_str())["normalizer"] or {}
+    steps = [normalizer]
+    for step in steps:  # grows while it is walked: sequences nest
+        steps += step.get("normalizers", [])
+    return any(step.get("pattern", {}).get("Regex") == REPEATED_CHARACTER for step in steps)
 
 
 def _replace(pattern: str, content: str) -> Normalizer:

@@ -1,7 +1,5 @@
 """Encoders by name: where each is found, and how it becomes a classifier with the cleaning in its tokenizer."""
 
-from pathlib import Path
-
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -10,7 +8,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from training.cleaning import add_cleaning
+from training.cleaning import add_cleaning, has_cleaning
 from training.errors import CheckpointError
 
 HUB = {
@@ -33,12 +31,9 @@ def load_classifier(
     """
     source = HUB.get(encoder, encoder)
     try:
-        config = AutoConfig.from_pretrained(
-            source,
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={label: index for index, label in enumerate(labels)},
-        )
+        config = AutoConfig.from_pretrained(source)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
         config.hidden_dropout_prob = dropout
         model = AutoModelForSequenceClassification.from_pretrained(
             source, config=config, ignore_mismatched_sizes=True, use_safetensors=True
@@ -49,16 +44,16 @@ def load_classifier(
             f"no encoder could be loaded from {encoder!r} ({str(exc).splitlines()[0]}); give a local folder, "
             f"one of {', '.join(HUB)} with a network, or make nano's with python -m training.pretrain"
         ) from exc
-    return model, _with_cleaning(tokenizer, own=Path(encoder).is_dir())
+    return model, _with_cleaning(tokenizer)
 
 
-def _with_cleaning(tokenizer: PreTrainedTokenizerFast, *, own: bool) -> PreTrainedTokenizerFast:
+def _with_cleaning(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     """The same tokenizer with the cleaning inside, as the plain class that saves and loads ``tokenizer.json`` verbatim.
 
     The model-specific classes of transformers 5 rebuild their pipeline from the vocabulary on load and would lose it.
     """
     backend = tokenizer.backend_tokenizer
-    if not (own and "\\\\K" in backend.to_str()):
+    if not has_cleaning(backend):
         add_cleaning(backend)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,

@@ -95,15 +95,17 @@ def finetune(encoder: str, dataset: Dataset, output: Path, recipe: Recipe) -> Me
         compute_metrics=_dev_metrics,
     )
     trainer.train()
-    refuse_collapsed(predict_logits(model, dev_texts).argmax(1), dev.label.to_numpy())
-
-    dev_metrics = _measure(f"{dataset.name} dev", model, dev_texts, dev)
-    test = dataset.test()
-    test_metrics = _measure(f"{dataset.name} test", model, encode(test), test)
-    log.info("%s", dev_metrics)
-    log.info("%s", test_metrics)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
+
+    # What is measured is what was written: the trainer's copy computes in bfloat16.
+    model, tokenizer = load_classifier(str(output), LABELS)
+    refuse_collapsed(predict_logits(model, dev_texts).argmax(1), dev.label.to_numpy())
+    dev_metrics = _measure(f"{dataset.name} dev", model, dev_texts, dev)
+    log.info("%s", dev_metrics)
+    test = dataset.test()
+    test_metrics = _measure(f"{dataset.name} test", model, encode(test), test)
+    log.info("%s", test_metrics)
     record = {
         "encoder": "nano" if Path(encoder).is_dir() else encoder,
         "labels": LABELS,

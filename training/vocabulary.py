@@ -21,7 +21,8 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Learn an uncased WordPiece vocabulary of ``vocab_size`` pieces from raw texts.
 
-    The same texts in the same order give the same vocabulary. A syllable too rare to enter it makes its word [UNK].
+    Fewer when the texts do not yield that many. A syllable too rare to enter it makes its word [UNK]. Pieces of equal
+    count are ranked in no fixed order by the library, so two runs differ in a few ids: keep the file, not the recipe.
     """
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNK, max_input_chars_per_word=60))
     tokenizer.normalizer = cleaning_normalizer(emoji, lowercase=True)
@@ -32,7 +33,7 @@ def train_tokenizer(
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=3,
-        limit_alphabet=3000,
+        limit_alphabet=min(3000, vocab_size // 4),  # each takes two pieces: at a word's start and inside
         initial_alphabet=JAMO,
         special_tokens=SPECIAL_TOKENS,
         show_progress=False,
