@@ -1,0 +1,1 @@
+"""Runs Triton without Docker: `python -m server`."""

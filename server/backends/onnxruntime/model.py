@@ -1,0 +1,239 @@
+"""The `onnxruntime` backend of the embedded Triton: runs model.onnx of a bundle with ONNX Runtime on the CPU.
+
+Triton starts one process of this file per version and instance, and hands `execute` a list of requests, each with
+`input_ids` and `attention_mask` INT64 [rows, tokens]; every request is answered with `logits` FP32 [rows, labels] or
+with its own error.  The requests of one list are merged into one batch: they may differ in length, and a malformed
+one is refused without harming its neighbours.
+
+It reads the same config.pbtxt keys as NVIDIA's C++ backend of that name, so one repository serves under both.  Not
+covered, because the C++ backend in a container is the way there: GPUs, other execution providers, models that are not
+bundles.  Triton copies this file into a private folder and runs it in isolated mode: it can import nothing of ours.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+
+IDS, MASK, LOGITS = "input_ids", "attention_mask", "logits"
+TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(float)": "TYPE_FP32"}
+
+
+class Broken(Exception):
+    """This version cannot be loaded; the message says which file disagrees with which."""
+
+
+class TritonPythonModel:
+    """One loaded version.  The class name and the method names are Triton's."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the version folder; raise `Broken` when its files or config.pbtxt disagree."""
+        config = json.loads(args["model_config"])
+        folder = Path(args["model_repository"]) / args["model_version"]
+        manifest = read_manifest(folder)
+        model = folder / config["default_model_filename"]
+        check_sum(model, manifest)
+        self.session = onnxruntime.InferenceSession(
+            str(model), sess_options=session_options(config), providers=["CPUExecutionProvider"]
+        )
+        check_graph(self.session, config, labels=len(manifest["labels"]))
+        self.run_options = run_options(config)
+        self.vocabulary = manifest["vocab_size"]
+        self.longest = manifest["max_length"]
+        self.padding = manifest["pad_token_id"]
+
+    def execute(self, requests: list) -> list:
+        """Answer each request, in order."""
+        answers = [None] * len(requests)
+        merged = []
+        for index, request in enumerate(requests):
+            if request.is_cancelled():
+                answers[index] = failure("the caller cancelled the request", pb_utils.TritonError.CANCELLED)
+                continue
+            ids, mask = (read_tensor(request, name) for name in (IDS, MASK))
+            complaint = self.wrong_shape(ids, mask)
+            if complaint:
+                answers[index] = failure(complaint, pb_utils.TritonError.INVALID_ARG)
+            else:
+                merged.append((index, ids, mask))
+        for index, answer in self.answer(merged):
+            answers[index] = answer
+        return answers
+
+    def answer(self, merged: list) -> list:
+        """Run well-shaped requests `(index, ids, mask)` as one batch; return `(index, response)` for each."""
+        if not merged:
+            return []
+        answers = []
+        ids, mask = self.pad(merged)
+        if self.wrong_values(ids, mask):  # somewhere in the batch: look at one request after the other
+            complaints = [(request, self.wrong_values(*request[1:])) for request in merged]
+            merged = [request for request, complaint in complaints if not complaint]
+            answers = [
+                (index, failure(complaint, pb_utils.TritonError.INVALID_ARG))
+                for (index, *_), complaint in complaints
+                if complaint
+            ]
+            if not merged:
+                return answers
+            ids, mask = self.pad(merged)
+        # Only the padding at the end is dropped: earlier columns carry the positions of the words after them.
+        used = np.flatnonzero(mask.any(axis=0))[-1] + 1
+        feed = {IDS: ids[:, :used], MASK: mask[:, :used]}
+        try:
+            (logits,) = self.session.run([LOGITS], feed, self.run_options)
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class but this one
+            sentence = f"ONNX Runtime could not run a batch of {ids.shape[0]} x {used} tokens: {error}"
+            return answers + [(index, failure(sentence, pb_utils.TritonError.INTERNAL)) for index, *_ in merged]
+        row = 0
+        for index, request_ids, _ in merged:
+            answers.append((index, response(logits[row : row + len(request_ids)])))
+            row += len(request_ids)
+        return answers
+
+    def pad(self, merged: list) -> tuple[np.ndarray, np.ndarray]:
+        """All rows of all requests as two INT64 matrices as wide as the widest request."""
+        rows = sum(len(ids) for _, ids, _ in merged)
+        width = max(ids.shape[1] for _, ids, _ in merged)
+        all_ids = np.full((rows, width), self.padding, np.int64)
+        all_masks = np.zeros((rows, width), np.int64)
+        row = 0
+        for _, ids, mask in merged:
+            all_ids[row : row + len(ids), : ids.shape[1]] = ids
+            all_masks[row : row + len(ids), : ids.shape[1]] = mask
+            row += len(ids)
+        return all_ids, all_masks
+
+    def wrong_shape(self, ids: np.ndarray, mask: np.ndarray) -> str | None:
+        if ids.ndim != 2 or ids.size == 0:
+            return f"{IDS} has shape {list(ids.shape)}; it must be [rows, tokens] with at least one of each"
+        if ids.shape != mask.shape:
+            return f"{MASK} has shape {list(mask.shape)} and {IDS} {list(ids.shape)}; they must be equal"
+        if ids.shape[1] > self.longest:
+            return f"{IDS} has {ids.shape[1]} tokens, the model reads {self.longest}; truncate the text"
+        return None
+
+    def wrong_values(self, ids: np.ndarray, mask: np.ndarray) -> str | None:
+        if ids.min() < 0 or ids.max() >= self.vocabulary:
+            outside = (ids < 0) | (ids >= self.vocabulary)
+            return (
+                f"{IDS} holds {ids[outside][0]}, the vocabulary ends at {self.vocabulary - 1}; "
+                f"use the tokenizer.json of this version"
+            )
+        if mask.min() < 0 or mask.max() > 1:
+            return f"{MASK} holds a value that is neither 0 nor 1"
+        if not mask.any(axis=1).all():
+            return f"{MASK} has a row without a 1: a text has at least its start and end tokens"
+        return None
+
+
+def read_tensor(request, name: str) -> np.ndarray:
+    """The tensor, without a copy.
+
+    Never `Tensor.as_numpy()` here, nor `Tensor(name, array)` below: the stub of Triton 24.10 was built against
+    numpy 1 and reads an item size of 0 from numpy 2, so the one repeats the first number and the other answers with
+    no bytes, both in silence.  DLPack carries its own sizes.
+    """
+    return np.from_dlpack(pb_utils.get_input_tensor_by_name(request, name))
+
+
+def response(logits: np.ndarray):
+    if not np.isfinite(logits).all():
+        return failure("the model answered with a number that is not finite", pb_utils.TritonError.INTERNAL)
+    return pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack(LOGITS, np.ascontiguousarray(logits))])
+
+
+def failure(sentence: str, code: int):
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(sentence, code))
+
+
+def read_manifest(folder: Path) -> dict:
+    file = folder / "manifest.json"
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        wanted = ("files", "labels", "vocab_size", "max_length", "pad_token_id")
+        missing = [key for key in wanted if key not in manifest]
+    except FileNotFoundError:
+        raise Broken(f"{file} is missing: a version folder without a manifest is not a bundle") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise Broken(f"{file} cannot be read: {error}") from None
+    if missing:
+        raise Broken(f"{file} lacks {', '.join(missing)}")
+    return manifest
+
+
+def check_sum(model: Path, manifest: dict) -> None:
+    try:
+        expected = manifest["files"][model.name]["sha256"]
+    except (KeyError, TypeError):
+        raise Broken(f"manifest.json has no sha256 for {model.name}") from None
+    try:
+        with model.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise Broken(f"{model} cannot be read: {error}") from None
+    if found != expected:
+        raise Broken(f"{model} has sha256 {found[:12]}…, manifest.json says {expected[:12]}…: publish the bundle anew")
+
+
+def check_graph(session: onnxruntime.InferenceSession, config: dict, *, labels: int) -> None:
+    """The graph, config.pbtxt and manifest.json must speak of the same tensors."""
+    for kind, nodes, entries, names in (
+        ("inputs", session.get_inputs(), config["input"], {IDS, MASK}),
+        ("outputs", session.get_outputs(), config["output"], {LOGITS}),
+    ):
+        graph = {node.name: TYPES.get(node.type, node.type) for node in nodes}
+        stated = {entry["name"]: entry["data_type"] for entry in entries}
+        if graph != stated or set(graph) != names:
+            raise Broken(f"the {kind} of model.onnx are {graph}, config.pbtxt says {stated}")
+    (entry,) = config["output"]
+    width = session.get_outputs()[0].shape[-1]
+    if [labels] != entry["dims"] or width != labels:
+        raise Broken(
+            f"model.onnx answers with {width} logits, config.pbtxt says {entry['dims']}, "
+            f"manifest.json has {labels} labels"
+        )
+
+
+def session_options(config: dict) -> onnxruntime.SessionOptions:
+    """ONNX Runtime's options from config.pbtxt, under the keys and with the meanings of the C++ backend.
+
+    Only the default number of threads is ours: the cores this process may use, where ONNX Runtime would take all.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = parameter(config, "intra_op_thread_count") or len(os.sched_getaffinity(0))
+    options.inter_op_num_threads = parameter(config, "inter_op_thread_count") or 0
+    options.enable_cpu_mem_arena = bool(parameter(config, "enable_mem_arena", 1))
+    options.enable_mem_pattern = bool(parameter(config, "enable_mem_pattern", 1))
+    if parameter(config, "execution_mode") == 1:
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+    levels = {
+        -1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+        1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+        2: onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    }
+    level = config.get("optimization", {}).get("graph", {}).get("level", 0)
+    options.graph_optimization_level = levels.get(level, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL)
+    return options
+
+
+def run_options(config: dict) -> onnxruntime.RunOptions:
+    options = onnxruntime.RunOptions()
+    key = "memory.enable_memory_arena_shrinkage"
+    if key in config["parameters"]:
+        options.add_run_config_entry(key, config["parameters"][key]["string_value"])
+    return options
+
+
+def parameter(config: dict, key: str, default: int = 0) -> int:
+    """The whole number config.pbtxt gives for `key`; true and false count as 1 and 0, as for the C++ backend."""
+    text = config["parameters"].get(key, {}).get("string_value", str(default)).strip()
+    text = {"true": "1", "false": "0"}.get(text.lower(), text)
+    try:
+        return int(text)
+    except ValueError:
+        raise Broken(f"parameter {key} of config.pbtxt is {text!r}; it must be a whole number") from None

@@ -1,0 +1,1 @@
+"""How a program of yours asks Triton directly: one example per protocol, each complete in itself."""
