@@ -8,6 +8,9 @@ REPOSITORY ?= model_repository
 CHECKPOINT ?= var/checkpoints/nano
 DATA ?=
 
+# Settings of .env, where there is one, for every command below.
+ENV := set -a; [ ! -f .env ] || . ./.env; set +a;
+
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -15,25 +18,25 @@ setup: ## make .venv from requirements.lock (every other verb does it when neede
 	@deploy/setup.sh
 
 up: setup ## start Triton and the gateway, wait for a first prediction, print the URLs (Ctrl-C stops all)
-	@exec $(PY) -m deploy.local up
+	@$(ENV) exec $(PY) -m deploy.local up
 
 down: setup ## stop what `make up` started
-	@$(PY) -m deploy.local down
+	@$(ENV) $(PY) -m deploy.local down
 
 pretrain: setup ## train nano's encoder from scratch: DATA=folder with NSMC's files (else downloaded)
-	$(PY) -m training.pretrain $(if $(DATA),--data $(DATA))
+	@$(ENV) $(PY) -m training.pretrain $(if $(DATA),--data $(DATA))
 
 finetune: setup ## fine-tune it into a classifier: DATA=folder with NSMC's files (else downloaded)
-	$(PY) -m training.finetune $(if $(DATA),--data $(DATA))
+	@$(ENV) $(PY) -m training.finetune $(if $(DATA),--data $(DATA))
 
 export: setup ## publish a checkpoint as the next version: CHECKPOINT=folder REPOSITORY=folder DATA=labelled TSV
-	$(PY) -m export --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) $(if $(DATA),--data $(DATA))
+	@$(ENV) $(PY) -m export --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) $(if $(DATA),--data $(DATA))
 
 triton: setup ## the embedded Triton alone, in the foreground
-	@exec $(PY) -m server
+	@$(ENV) exec $(PY) -m server
 
 gateway: setup ## the gateway alone, in the foreground
-	@exec $(PY) -m gateway
+	@$(ENV) exec $(PY) -m gateway
 
 test: lint ## every test, the end-to-end ones against the real servers included
 	$(PY) -m pytest

@@ -20,9 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from pydantic import ValidationError
 
-from deploy.settings import ROOT, Settings
+from deploy.settings import ROOT, Settings, StartError, read_settings
 
 SENTENCE = "다시 보고 싶은 영화"
 STOP_SECONDS = 20.0
@@ -31,10 +30,6 @@ USER_MUST_MEND = 2  # exit status with which a part says so; its last log line s
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-class StartError(Exception):
-    """The stack cannot run until the user mends something; the message is one sentence."""
 
 
 class Stop(Exception):
@@ -143,9 +138,11 @@ def down(settings: Settings) -> None:
 
 def _first_prediction(settings: Settings, parts: list[Part]) -> dict:
     body = json.dumps({"text": SENTENCE}).encode()
-    request = urllib.request.Request(
-        f"http://{settings.host}:{settings.gateway_port}/v1/predict", body, {"content-type": "application/json"}
-    )
+    headers = {"content-type": "application/json"}
+    if settings.api_key:
+        headers["authorization"] = f"Bearer {settings.api_key}"
+    url = f"http://{settings.client_host}:{settings.gateway_port}/v1/predict"
+    request = urllib.request.Request(url, body, headers)
     deadline = time.monotonic() + settings.up_timeout_seconds
     refusal = "nothing listens yet"
     while time.monotonic() < deadline:
@@ -167,13 +164,14 @@ def _first_prediction(settings: Settings, parts: list[Part]) -> dict:
 
 
 def _welcome(settings: Settings, answer: dict, seconds: float) -> None:
-    gateway = f"http://{settings.host}:{settings.gateway_port}"
+    gateway = f"http://{settings.client_host}:{settings.gateway_port}"
+    key = '-H "authorization: Bearer $NUNCHI_API_KEY" ' if settings.api_key else ""
     payload = json.dumps({"text": SENTENCE}, ensure_ascii=False)
     print(
         f"ready after {seconds:.1f} s: {SENTENCE} → {answer['label']} ({answer['confidence']:.2f})\n\n"
         f"  gateway  {gateway}       API: {gateway}/docs\n"
-        f"  Triton   http://{settings.host}:{settings.triton_http_port}       gRPC: {settings.host}:{settings.triton_grpc_port}\n\n"  # noqa: E501
-        f"  curl -s {gateway}/v1/predict -H 'content-type: application/json' -d '{payload}'\n\n"
+        f"  Triton   http://127.0.0.1:{settings.triton_http_port}       gRPC: 127.0.0.1:{settings.triton_grpc_port}\n\n"
+        f"  curl -s {gateway}/v1/predict {key}-H 'content-type: application/json' -d '{payload}'\n\n"
         "Ctrl-C (or make down, elsewhere) stops all of it.",
         flush=True,
     )
@@ -231,11 +229,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("verb", choices=["up", "down"])
     arguments = parser.parse_args(argv)
     try:
-        {"up": up, "down": down}[arguments.verb](Settings())
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        print(f"error: NUNCHI_{str(first['loc'][0]).upper()} is {first['input']!r}: {first['msg']}", file=sys.stderr)
-        return 2
+        {"up": up, "down": down}[arguments.verb](read_settings())
     except StartError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 2

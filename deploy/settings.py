@@ -1,20 +1,58 @@
-"""Addresses and folders that ``make up`` prints and watches; the rooms read the same variables for themselves."""
+"""Addresses and folders that ``make up`` watches and prints; the rooms read the same variables for themselves."""
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parent.parent
 
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class StartError(Exception):
+    """The stack cannot run until the user mends something; the message is one sentence."""
+
 
 class Settings(BaseSettings):
+    """Each field is the variable NUNCHI_<FIELD>; relative paths start at the root of the repository."""
+
     model_config = SettingsConfigDict(env_prefix="NUNCHI_", frozen=True)
 
-    var: Path = ROOT / "var"
-    host: str = Field("127.0.0.1", min_length=1)
-    gateway_port: int = Field(8080, ge=1, le=65535)
-    triton_http_port: int = Field(8000, ge=1, le=65535)
-    triton_grpc_port: int = Field(8001, ge=1, le=65535)
-    up_timeout_seconds: float = Field(120.0, gt=0)
+    var: Path = Path("var")
+    host: str = "127.0.0.1"
+    gateway_port: Port = 8080
+    triton_http_port: Port = 8000
+    triton_grpc_port: Port = 8001
+    up_timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 120
     """How long ``make up`` waits for the first answered prediction."""
+    api_key: str | None = None
+    """The gateway's key, with which ``make up`` asks its first question where one is set."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def refuse_empty(cls, value: object) -> object:
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("it is empty; give it a value or unset it")
+        return value
+
+    @field_validator("var")
+    @classmethod
+    def from_root(cls, path: Path) -> Path:
+        return (ROOT / path.expanduser()).resolve()
+
+    @property
+    def client_host(self) -> str:
+        """Where this machine reaches the gateway: loopback when it listens on every address."""
+        return "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
+
+
+def read_settings() -> Settings:
+    """The settings of this process; `StartError` names the first variable that is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = f"NUNCHI_{str(first['loc'][0]).upper()}"
+        raise StartError(f"{name} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}") from None

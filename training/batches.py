@@ -26,6 +26,27 @@ class EncodedTexts(torch.utils.data.Dataset):
         return {"input_ids": self.rows[index], "label": self.labels[index]}
 
 
+class HiddenWords(torch.utils.data.Dataset):
+    """The same texts, with each token hidden behind [MASK] with ``probability``, anew at every reading.
+
+    The first and the last token, [CLS] and [SEP], stay.
+    """
+
+    def __init__(self, texts: EncodedTexts, mask_token_id: int, probability: float):
+        self.texts = texts
+        self.mask_token_id = mask_token_id
+        self.probability = probability
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        item = self.texts[index]
+        hidden = torch.rand(len(item["input_ids"])) < self.probability
+        hidden[[0, -1]] = False
+        return {**item, "input_ids": torch.where(hidden, self.mask_token_id, item["input_ids"])}
+
+
 def pad_batch(items: list[dict[str, torch.Tensor]], pad_token_id: int) -> dict[str, torch.Tensor]:
     """input_ids and attention_mask INT64 [batch, longest], labels INT64 [batch]."""
     rows = [item["input_ids"] for item in items]

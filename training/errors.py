@@ -3,7 +3,8 @@
 TrainingError
 ├── DatasetError      a file is missing, unreadable, or not in the stated format
 ├── CheckpointError   a model folder is missing, incomplete, or of another kind
-└── CollapsedModel    the model answers one class for nearly everything: refused
+├── CollapsedModel    the model answers one class for nearly everything: refused
+└── SettingRefused    an environment variable of this room is empty or wrong
 """
 
 
@@ -20,4 +21,8 @@ class CheckpointError(TrainingError):
 
 
 class CollapsedModel(TrainingError):
+    pass
+
+
+class SettingRefused(TrainingError):
     pass

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from transformers import EvalPrediction, Trainer, TrainingArguments, set_seed
 
-from training.batches import EncodedTexts, pad_batch
+from training.batches import EncodedTexts, HiddenWords, pad_batch
 from training.data import Dataset, cut_dev, open_dataset
 from training.encoders import load_classifier
 from training.errors import TrainingError
 from training.evaluate import Metrics, measure, predict_logits, refuse_collapsed
-from training.settings import ROOT, Settings
+from training.settings import ROOT, Settings, read_settings
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ class Recipe:
     weight_decay: float = 0.01
     label_smoothing: float = 0.05
     dropout: float = 0.1
+    word_dropout: float = 0.15  # share of the tokens hidden behind [MASK]: keeps it from learning reviews by heart
     max_length: int = 128
     dev_share: float = 0.05
     evaluations: int = 2
@@ -89,7 +90,7 @@ def finetune(encoder: str, dataset: Dataset, output: Path, recipe: Recipe) -> Me
             report_to="none",
             seed=recipe.seed,
         ),
-        train_dataset=encode(train),
+        train_dataset=HiddenWords(encode(train), tokenizer.mask_token_id, recipe.word_dropout),
         eval_dataset=dev_texts,
         data_collator=functools.partial(pad_batch, pad_token_id=tokenizer.pad_token_id),
         compute_metrics=_dev_metrics,
@@ -146,27 +147,30 @@ def _measure(name: str, model, texts: EncodedTexts, rows) -> Metrics:
 
 
 def main(argv: list[str] | None = None) -> int:
-    settings = Settings()
-    recipe = Recipe()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    try:
+        settings = read_settings()
+        options = _parser(settings).parse_args(argv)
+        dataset = open_dataset(options.data, name=options.name, cache=settings.var / "data")
+        recipe = Recipe(**{field: getattr(options, field) for field in vars(Recipe())})
+        finetune(options.encoder, dataset, options.output, recipe)
+    except TrainingError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 2
+    log.info("wrote %s", options.output)
+    return 0
+
+
+def _parser(settings: Settings) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.finetune", description="Fine-tune an encoder on reviews.")
     pretrained = settings.var / "checkpoints" / "nano-pretrained"
     parser.add_argument("--encoder", default=str(pretrained), help=f"a name, folder or hub id (default: {pretrained})")
     parser.add_argument("--data", type=Path, help="folder with NSMC's files (default: official NSMC, downloaded)")
     parser.add_argument("--name", help="what the figures call the data (default: NSMC, or the folder's name)")
     parser.add_argument("--output", type=Path, default=settings.var / "checkpoints" / "nano")
-    for field, value in vars(recipe).items():
+    for field, value in vars(Recipe()).items():
         parser.add_argument(f"--{field.replace('_', '-')}", type=type(value), default=value, help=f"default {value}")
-    arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    try:
-        dataset = open_dataset(arguments.data, name=arguments.name, cache=settings.var / "data")
-        recipe = Recipe(**{field: getattr(arguments, field) for field in vars(recipe)})
-        finetune(arguments.encoder, dataset, arguments.output, recipe)
-    except TrainingError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 2
-    log.info("wrote %s", arguments.output)
-    return 0
+    return parser
 
 
 if __name__ == "__main__":

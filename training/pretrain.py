@@ -33,7 +33,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from training.batches import EncodedTexts, pad_batch
 from training.data import STAR_LABELS, open_dataset
 from training.errors import TrainingError
-from training.settings import Settings
+from training.settings import Settings, read_settings
 from training.vocabulary import SPECIAL_TOKENS, train_tokenizer
 
 log = logging.getLogger(__name__)
@@ -182,9 +182,32 @@ def pretrain(
 
 
 def main(argv: list[str] | None = None) -> int:
-    settings = Settings()
-    shape = Shape()
-    parser = argparse.ArgumentParser(prog="python -m training.pretrain", description="Train an encoder.")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    try:
+        settings = read_settings()
+        options = _parser(settings).parse_args(argv)
+        dataset = open_dataset(options.data, cache=settings.var / "data")
+        reviews = dataset.star_reviews().head(options.limit or sys.maxsize)
+        log.info("%s reviews of %s, fingerprint %s", f"{len(reviews):,}", dataset.name, dataset.fingerprint)
+        pretrain(
+            reviews.document.tolist(),
+            reviews.label.tolist(),
+            options.output,
+            shape=Shape(),
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            seed=options.seed,
+        )
+    except TrainingError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 2
+    log.info("wrote %s", options.output)
+    return 0
+
+
+def _parser(settings: Settings) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training.pretrain", description="Train an encoder from scratch.")
     parser.add_argument("--data", type=Path, help="folder with NSMC's files (default: official NSMC, downloaded)")
     parser.add_argument("--output", type=Path, default=settings.var / "checkpoints" / "nano-pretrained")
     parser.add_argument("--epochs", type=float, default=3)
@@ -192,27 +215,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--limit", type=int, help="read only the first N reviews (for a trial)")
     parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    try:
-        dataset = open_dataset(arguments.data, cache=settings.var / "data")
-        reviews = dataset.star_reviews().head(arguments.limit or sys.maxsize)
-        log.info("%s reviews of %s, fingerprint %s", f"{len(reviews):,}", dataset.name, dataset.fingerprint)
-        pretrain(
-            reviews.document.tolist(),
-            reviews.label.tolist(),
-            arguments.output,
-            shape=shape,
-            epochs=arguments.epochs,
-            batch_size=arguments.batch_size,
-            learning_rate=arguments.learning_rate,
-            seed=arguments.seed,
-        )
-    except TrainingError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 2
-    log.info("wrote %s", arguments.output)
-    return 0
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,0 +1,27 @@
+"""Where the stack that is measured listens."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parent.parent
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Settings(BaseSettings):
+    """Each field is the variable NUNCHI_<FIELD>; relative paths start at the root of the repository."""
+
+    model_config = SettingsConfigDict(env_prefix="NUNCHI_", frozen=True)
+
+    host: str = Field("127.0.0.1", min_length=1)
+    gateway_port: Port = 8080
+    triton_grpc_port: Port = 8001
+    model_repository: Path = Path("model_repository")
+
+    @field_validator("model_repository")
+    @classmethod
+    def from_root(cls, path: Path) -> Path:
+        return (ROOT / path.expanduser()).resolve()

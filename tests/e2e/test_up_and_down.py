@@ -1,0 +1,101 @@
+"""`make up` and `make down`: what they print, and that nothing stays behind, however they end."""
+
+import json
+import signal
+import socket
+import subprocess
+import time
+
+import psutil
+import pytest
+
+from tests.stack_process import ROOT, printed_curl
+
+
+def wait_until_clean(stack, seconds=20):
+    deadline = time.monotonic() + seconds
+    while any(stack.leftovers().values()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert stack.leftovers() == {"processes": [], "shm": [], "ports": []}
+
+
+def test_up_answers_the_curl_line_that_it_prints_and_ctrl_c_leaves_nothing(stack):
+    stack.start()
+    output = stack.wait_ready()
+    answer = subprocess.run(["bash", "-c", printed_curl(output)], capture_output=True, text=True, check=True)
+    prediction = json.loads(answer.stdout)
+    assert prediction["label"] == "긍정"
+    assert prediction["model_version"] == "1"
+    assert len(stack.started) >= 4  # the server, Triton, its stub, the gateway, and Ray's
+    stack.process.send_signal(signal.SIGINT)
+    assert stack.process.wait(60) == 0, stack.output
+    wait_until_clean(stack)
+
+
+def test_down_stops_what_up_started_and_says_so(stack):
+    stack.start()
+    stack.wait_ready()
+    down = subprocess.run(stack.command("down"), cwd=ROOT, env=stack.environment, capture_output=True, text=True)
+    assert (down.returncode, down.stdout) == (0, "stopped\n")
+    wait_until_clean(stack)
+    again = subprocess.run(stack.command("down"), cwd=ROOT, env=stack.environment, capture_output=True, text=True)
+    assert (again.returncode, again.stdout) == (0, "nothing is running\n")
+
+
+def test_even_kill_9_of_up_leaves_nothing(stack):
+    stack.start()
+    stack.wait_ready()
+    stack.process.kill()
+    stack.process.wait()
+    wait_until_clean(stack, seconds=40)
+
+
+def test_a_second_up_is_refused_while_the_first_runs(running):
+    second = subprocess.run(running.command("up"), cwd=ROOT, env=running.environment, capture_output=True, text=True)
+    assert second.returncode == 2
+    assert second.stderr == (
+        f"error: the stack is running already as process {running.process.pid}; stop it with make down\n"
+    )
+
+
+def test_a_killed_part_is_started_again(running):
+    (gateway,) = [process for process in running.descendants("-m gateway") if process.ppid() == running.process.pid]
+    gateway.kill()
+    psutil.wait_procs([gateway], timeout=10)
+    deadline = time.monotonic() + 60
+    while subprocess.run(["bash", "-c", printed_curl(running.output)], capture_output=True).returncode != 0:
+        assert time.monotonic() < deadline, running.output
+        time.sleep(0.5)
+    assert "gateway ended with status -9; starting it again" in running.output
+
+
+def refusal(stack) -> str:
+    """The one line with which `up` ends."""
+    stack.start()
+    assert stack.process.wait(120) == 2, stack.output
+    last = stack.output.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "Traceback" not in stack.output
+    return last
+
+
+@pytest.mark.parametrize("port", ["TRITON_GRPC_PORT", "GATEWAY_PORT"])
+def test_a_port_in_use_is_one_sentence_with_the_setting_that_moves_it(stack, port):
+    with socket.create_server(("127.0.0.1", stack.ports[port])):
+        sentence = refusal(stack)
+    assert str(stack.ports[port]) in sentence
+    assert f"NUNCHI_{port}" in sentence
+    wait_until_clean(stack)
+
+
+def test_a_broken_bundle_is_one_sentence(stack):
+    model = stack.repository / "sentiment" / "1" / "model.onnx"
+    model.write_bytes(model.read_bytes()[:-1000])
+    sentence = refusal(stack)
+    assert "model.onnx" in sentence
+    wait_until_clean(stack)
+
+
+def test_a_wrong_setting_is_one_sentence(stack):
+    stack.ports["GATEWAY_PORT"] = 99999
+    assert refusal(stack).startswith("error: NUNCHI_GATEWAY_PORT is '99999'")
