@@ -57,7 +57,9 @@ def pretrained(dataset, tmp_path_factory):
 @pytest.fixture(scope="module")
 def finetuned(dataset, pretrained, tmp_path_factory):
     output = tmp_path_factory.mktemp("finetuned") / "tiny"
-    recipe = finetune.Recipe(epochs=3, batch_size=32, learning_rate=3e-3, max_length=48, dev_share=0.15)
+    recipe = finetune.Recipe(
+        epochs=6, batch_size=32, learning_rate=1e-3, word_dropout=0.05, max_length=48, dev_share=0.15
+    )
     return output, finetune.finetune(str(pretrained), dataset, output, recipe)
 
 

@@ -1,0 +1,159 @@
+"""Bundles are read and checked; every disagreement is one sentence that names the file and the remedy."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from gateway.bundle import Bundle, read_bundle
+from gateway.errors import BundleBroken
+from tests.bundles import describe, set_serving, write_bundle, write_config
+
+VERSION = "sentiment/1"
+
+
+def edit_json(file: Path, change: Callable[[dict], None]) -> None:
+    document = json.loads(file.read_text(encoding="utf-8"))
+    change(document)
+    file.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+
+
+def edit_tokenizer(repository: Path, change: Callable[[Tokenizer], None]) -> None:
+    """Change tokenizer.json and let the manifest vouch for the changed file."""
+    folder = repository / VERSION
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    change(tokenizer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+    def vouch(manifest: dict) -> None:
+        manifest["files"]["tokenizer.json"] = describe(folder / "tokenizer.json")
+
+    edit_json(folder / "manifest.json", vouch)
+
+
+def in_manifest(change: Callable[[dict], None]) -> Callable[[Path], None]:
+    return lambda repository: edit_json(repository / VERSION / "manifest.json", change)
+
+
+def in_serving(change: Callable[[dict], None]) -> Callable[[Path], None]:
+    return lambda repository: edit_json(repository / "serving.json", change)
+
+
+def append(file: str, content: bytes) -> Callable[[Path], None]:
+    def damage(repository: Path) -> None:
+        (repository / file).write_bytes((repository / file).read_bytes() + content)
+
+    return damage
+
+
+# what is wrong: (the damage, what the sentence says)
+DAMAGES = {
+    "no serving.json": (lambda repository: (repository / "serving.json").unlink(), "serving.json cannot be read"),
+    "serving.json is not JSON": (append("serving.json", b"}"), "serving.json is not what the contract says"),
+    "serving.json without a version": (in_serving(lambda each: each.pop("version")), "version: Field required"),
+    "a version as text": (
+        in_serving(lambda each: each.update(version="1")),
+        "version: Input should be a valid integer",
+    ),
+    "a model outside the repository": (
+        in_serving(lambda each: each.update(model="../x")),
+        "model: String should match",
+    ),
+    "a version that is not there": (in_serving(lambda each: each.update(version=7)), "names version 7"),
+    "no manifest": (
+        lambda repository: (repository / VERSION / "manifest.json").unlink(),
+        "manifest.json cannot be read",
+    ),
+    "another schema": (in_manifest(lambda each: each.update(schema=2)), "has schema 2, this gateway reads schema 1"),
+    "another version's manifest": (in_manifest(lambda each: each.update(version=2)), "describes sentiment version 2"),
+    "another model's manifest": (in_manifest(lambda each: each.update(model="other")), "describes other version 1"),
+    "an edited model": (append(f"{VERSION}/model.onnx", b"\0"), "model.onnx has"),
+    "an edited tokenizer": (append(f"{VERSION}/tokenizer.json", b"\n"), "tokenizer.json has"),
+    "no model": (lambda repository: (repository / VERSION / "model.onnx").unlink(), "model.onnx cannot be read"),
+    "a file nobody vouches for": (in_manifest(lambda each: each["files"].pop("model.onnx")), "vouches for"),
+    "another vocabulary size": (in_manifest(lambda each: each.update(vocab_size=99)), "its manifest says 99"),
+    "another vocabulary": (
+        lambda repository: edit_tokenizer(repository, lambda tokenizer: tokenizer.add_tokens(["새말"])),
+        "words, its manifest says",
+    ),
+    "a pad id outside the vocabulary": (in_manifest(lambda each: each.update(pad_token_id=999)), "pads with id 999"),
+    "another max_length": (in_manifest(lambda each: each.update(max_length=64)), "its manifest says 64"),
+    "no truncation": (
+        lambda repository: edit_tokenizer(repository, lambda tokenizer: tokenizer.no_truncation()),
+        "truncates to None",
+    ),
+    "a tokenizer that pads": (
+        lambda repository: edit_tokenizer(repository, lambda tokenizer: tokenizer.enable_padding()),
+        "pads by itself",
+    ),
+    "golden ids of another tokenizer": (
+        in_manifest(lambda each: each["golden"][3].update(input_ids=[2, 3])),
+        "golden row 3",
+    ),
+    "a label more": (
+        in_manifest(lambda each: each["labels"].append({"name": "neutral", "korean": "중립"})),
+        "has 3 labels but 2 probabilities",
+    ),
+    "a label twice": (in_manifest(lambda each: each["labels"][0].update(name="positive")), "names a label twice"),
+    "probabilities that do not add up": (
+        in_manifest(lambda each: each["golden"][0].update(probabilities=[0.5, 0.6])),
+        "add up to 1.100",
+    ),
+    "no golden rows": (in_manifest(lambda each: each.update(golden=[])), "golden: List should have at least 1"),
+    "other input names": (in_manifest(lambda each: each.update(inputs=["ids", "mask"])), "has the inputs"),
+    "an output Triton is not told of": (in_manifest(lambda each: each.update(output="scores")), "'scores'"),
+    "a config for more labels": (lambda repository: write_config(repository, labels=3), "gives [3] logits"),
+    "no config": (lambda repository: (repository / "sentiment/config.pbtxt").unlink(), "config.pbtxt cannot be read"),
+    "a config that is none": (
+        append("sentiment/config.pbtxt", b"max_batchsize: 1"),
+        "not a Triton model configuration",
+    ),
+    "a config without batching": (append("sentiment/config.pbtxt", b"max_batch_size: 0"), "max_batch_size"),
+}
+
+
+@pytest.mark.parametrize(("damage", "says"), DAMAGES.values(), ids=DAMAGES)
+def test_a_bundle_that_disagrees_with_itself_is_refused_in_one_sentence(repository, damage, says):
+    damage(repository)
+    with pytest.raises(BundleBroken) as refusal:
+        read_bundle(repository)
+    sentence = str(refusal.value)
+    assert says in sentence
+    assert ";" in sentence  # the remedy
+
+
+def test_keys_of_a_newer_export_are_left_alone(repository):
+    edit_json(repository / VERSION / "manifest.json", lambda manifest: manifest.update(comment="new"))
+    assert read_bundle(repository).manifest.encoder == "tiny"
+
+
+def test_the_version_that_serving_names_is_the_one_read(repository):
+    write_bundle(repository, 2)
+    assert read_bundle(repository).version == "1"
+    set_serving(repository, 2, previous=1)
+    assert read_bundle(repository).version == "2"
+
+
+def test_every_row_is_padded_to_the_same_length_with_a_mask(repository):
+    bundle = read_bundle(repository)
+    assert bundle.max_length == 32
+    rows = [[2, 5, 3], [2, 3], list(range(32))]
+    ids, mask = (np.frombuffer(each, "<i8").reshape(3, 32) for each in bundle.padded(rows))
+    for row, padded, marks in zip(rows, ids, mask, strict=True):
+        assert padded.tolist() == row + [0] * (32 - len(row))
+        assert marks.tolist() == [1] * len(row) + [0] * (32 - len(row))
+
+
+def test_truncation_and_emptiness_are_told_from_the_tokens(repository):
+    bundle: Bundle = read_bundle(repository)
+
+    def tokens(text: str):
+        return bundle.tokens(bundle.tokenizer.encode(text))
+
+    assert not tokens("영화 " * 30).truncated
+    assert tokens("영화 " * 31).truncated
+    assert bundle.is_empty(tokens("<br> \x00"))
+    assert not bundle.is_empty(tokens("."))
