@@ -76,7 +76,8 @@ def lay_out(root: Path, libpython: Path) -> Layout:
     python, onnxruntime = layout.backends / "python", layout.backends / "onnxruntime"
     for folder in (python, onnxruntime, layout.libraries, layout.working_directory):
         folder.mkdir(parents=True)
-    for file in (*(wheel() / "backends" / "python").iterdir(), stub_of(sys.version_info[:2])):
+    files = [path for path in (wheel() / "backends" / "python").iterdir() if path.is_file()]  # no __pycache__
+    for file in (*files, stub_of(sys.version_info[:2])):
         shutil.copy(file, python)
     (python / STUB).chmod(0o755)
     shutil.copy(Path(__file__).parent / "backends" / "onnxruntime" / "model.py", onnxruntime)

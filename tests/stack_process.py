@@ -64,7 +64,8 @@ class Stack:
 
     def descendants(self, name: str) -> list[psutil.Process]:
         found = psutil.Process(self.process.pid).children(recursive=True)
-        return [process for process in found if name in " ".join(process.cmdline())]
+        alive = [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+        return [process for process in alive if name in " ".join(process.cmdline())]
 
     def leftovers(self) -> dict[str, list]:
         """What a stopped stack has left behind; every list should be empty."""

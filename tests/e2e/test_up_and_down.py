@@ -6,6 +6,7 @@ import socket
 import subprocess
 import time
 
+import httpx
 import psutil
 import pytest
 
@@ -40,6 +41,19 @@ def test_down_stops_what_up_started_and_says_so(stack):
     wait_until_clean(stack)
     again = subprocess.run(stack.command("down"), cwd=ROOT, env=stack.environment, capture_output=True, text=True)
     assert (again.returncode, again.stdout) == (0, "nothing is running\n")
+
+
+def test_up_works_again_at_once_although_clients_held_connections_open(stack):
+    """Connections that the server closes stay in TIME_WAIT for a minute; the next stack must get the port anyway."""
+    stack.start()
+    stack.wait_ready()
+    with httpx.Client(base_url=stack.url, timeout=30) as client:
+        assert client.post("/v1/predict", json={"text": "좋은 영화"}).status_code == 200
+        stack.process.send_signal(signal.SIGINT)
+        assert stack.process.wait(60) == 0
+    stack.start()
+    stack.wait_ready()
+    assert httpx.post(f"{stack.url}/v1/predict", json={"text": "좋은 영화"}, timeout=30).status_code == 200
 
 
 def test_even_kill_9_of_up_leaves_nothing(stack):

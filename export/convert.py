@@ -1,0 +1,80 @@
+"""Checkpoint in, accepted model.onnx out: climbs the ladder of remedies until the parity gate opens."""
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from export import parity
+from export.checkpoint import Checkpoint
+from export.errors import GateClosed
+from export.graph import build_graph
+from export.manifest import Attempt, Parity
+from export.parity import Measurement, Reference
+from export.quantize import RECIPES
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    precision: str
+    parity: Parity
+
+
+def convert(checkpoint: Checkpoint, reference: Reference, precision: str, file: Path) -> Conversion:
+    """Write ``file`` by the first recipe for ``precision`` that answers like torch.
+
+    Raises:
+        GateClosed: not even the last recipe did. ``file`` is then the refused one.
+    """
+    weights = checkpoint.weights()
+    attempts: list[Attempt] = []
+    for recipe in RECIPES[precision]:
+        graph = build_graph(checkpoint.config, weights, recipe)
+        file.write_bytes(graph.SerializeToString(deterministic=True))
+        measured = parity.measure(file, reference)
+        reason = parity.complaint(measured, recipe.precision)
+        log.info("%s: %s", recipe.remedy, f"refused: {reason}" if reason else _summary(measured))
+        if reason is None:
+            attempts.append(Attempt(remedy=recipe.remedy, accepted=True, reason=_remark(measured)))
+            return Conversion(recipe.precision, _parity(measured, recipe.precision, attempts))
+        attempts.append(Attempt(remedy=recipe.remedy, accepted=False, reason=reason))
+    tried = "; ".join(f"{attempt.remedy}: {attempt.reason}" for attempt in attempts)
+    raise GateClosed(
+        f"the written model does not answer like torch, so nothing was published ({tried}); "
+        "this is a fault of the exporter, not of the checkpoint: please report it"
+    )
+
+
+def _parity(measured: Measurement, precision: str, attempts: list[Attempt]) -> Parity:
+    return Parity(
+        rows=measured.rows,
+        label_agreement=round(measured.label_agreement, 5),
+        accuracy_reference=round(measured.accuracy_reference, 5),
+        accuracy_exported=round(measured.accuracy_exported, 5),
+        max_probability_shift=_rounded_up(measured.max_probability_shift),
+        batch_probability_tolerance=parity.BATCH_TOLERANCE[precision],
+        max_batch_probability_shift=_rounded_up(measured.max_batch_probability_shift),
+        attempts=attempts,
+    )
+
+
+def _remark(measured: Measurement) -> str | None:
+    if not measured.near_ties:
+        return None
+    return f"{measured.near_ties} flip(s) where torch's two best probabilities lie within {parity.NEAR_TIE}"
+
+
+def _summary(measured: Measurement) -> str:
+    return (
+        f"labels agree on {measured.label_agreement:.2%} of {measured.rows:,} reviews, "
+        f"accuracy {measured.accuracy_exported:.4f} (torch {measured.accuracy_reference:.4f}), "
+        f"largest probability shift {measured.max_probability_shift:.4f}, "
+        f"by batch or padding {measured.max_batch_probability_shift:.6f}"
+    )
+
+
+def _rounded_up(shift: float) -> float:
+    """Six decimals, never below what was measured."""
+    return min(1.0, math.ceil(shift * 1e6) / 1e6)

@@ -1,0 +1,43 @@
+"""What can go wrong in an export in a way that the person at the keyboard can mend.
+
+ExportError
+├── SettingRefused       an environment variable is empty or wrong
+├── CheckpointError      the folder is missing, incomplete or contradicts itself
+│   └── UnsupportedModel   it is whole, but a model that this exporter cannot express
+├── DataError            the labelled reviews of the parity gate are missing, malformed or too few
+├── GateClosed           no remedy made a file that answers like torch: nothing is published
+├── BundleBroken         a written bundle does not read back as it was written
+└── RepositoryError      the model repository cannot take this version
+"""
+
+
+class ExportError(Exception):
+    """Its message is one sentence that names limit, value and remedy; the command prints it and exits with 2."""
+
+
+class SettingRefused(ExportError):
+    pass
+
+
+class CheckpointError(ExportError):
+    pass
+
+
+class UnsupportedModel(CheckpointError):
+    pass
+
+
+class DataError(ExportError):
+    pass
+
+
+class GateClosed(ExportError):
+    pass
+
+
+class BundleBroken(ExportError):
+    pass
+
+
+class RepositoryError(ExportError):
+    pass

@@ -1,0 +1,125 @@
+"""How the large matrix products of a graph are written: in fp32, or in int8 with one activation scale per token.
+
+Weights are int8 with one scale per output column. Activations are quantized while the model runs, each row (token) by
+its own largest value. The usual dynamic quantization takes one scale for the whole batch: there an outlier in one text
+costs the precision of its neighbours, and the answer to a text depends on the company it came in. A scale per token
+costs 3-15 % more time and removes both (EXPERIMENTS.md has the figures).
+
+``RECIPES`` is the ladder of remedies that convert.py climbs until the parity gate opens.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from onnx import TensorProto
+
+from export.builder import CONTRIB, GraphBuilder, Matrix, integers, real
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to write a model. ``weight_bits`` None means fp32; ``float_layers`` counts layers from the last."""
+
+    remedy: str
+    weight_bits: int | None
+    float_layers: int = 0
+
+    @property
+    def precision(self) -> str:
+        return "fp32" if self.weight_bits is None else "int8"
+
+
+FP32 = Recipe("fp32", None)
+INT8_LADDER = (
+    Recipe("int8", 8),
+    # CPUs without VNNI add two products in 16 bits and saturate (onnxruntime#6004); 7-bit weights cannot overflow that.
+    Recipe("int8 with 7-bit weights", 7),
+    # The last layer has the fewest rows to hide an error in, and only its first tokens are computed: cheap to spare.
+    Recipe("int8, last layer in fp32", 8, float_layers=1),
+    FP32,
+)
+RECIPES = {"int8": INT8_LADDER, "fp32": (FP32,)}
+
+
+class Products(Protocol):
+    """What the graph needs of a precision: looking words up, and multiplying by a weight."""
+
+    def lookup(self, table: np.ndarray, indexes: str) -> str:
+        """Rows of ``table`` [n, width], FLOAT [len(indexes), width]."""
+
+    def linear(self, x: Matrix, weight: np.ndarray, bias: np.ndarray, floor: float | None = None) -> Matrix:
+        """x · weightᵀ + bias; weight is [out, in] as torch stores it. No value of ``x`` lies below ``floor``."""
+
+
+class FloatProducts:
+    def __init__(self, graph: GraphBuilder) -> None:
+        self._graph = graph
+
+    def lookup(self, table: np.ndarray, indexes: str) -> str:
+        return self._graph.op("Gather", table, indexes)
+
+    def linear(self, x: Matrix, weight: np.ndarray, bias: np.ndarray, floor: float | None = None) -> Matrix:
+        return Matrix(self._graph.op("Gemm", x.name, weight, bias, transB=1), x.rows)
+
+
+class Int8Products:
+    def __init__(self, graph: GraphBuilder, weight_bits: int) -> None:
+        self._graph = graph
+        self._largest = 2 ** (weight_bits - 1) - 1
+        self._zero_points: dict[tuple[str, int], str] = {}
+
+    def lookup(self, table: np.ndarray, indexes: str) -> str:
+        """The table stays int8 with a scale per word; only the rows that were looked up become FLOAT."""
+        codes, scales = quantize_rows(table, 127)
+        words = self._graph.op("Cast", self._graph.op("Gather", codes, indexes), to=TensorProto.FLOAT)
+        return self._graph.op("Mul", words, self._graph.op("Gather", scales, indexes))
+
+    def linear(self, x: Matrix, weight: np.ndarray, bias: np.ndarray, floor: float | None = None) -> Matrix:
+        graph = self._graph
+        codes, scales = quantize_rows(weight, self._largest)
+        x_codes, x_scales, zero_point = self._quantize(x, floor)
+        product = graph.op(
+            "MatMulIntegerToFloat",
+            *(x_codes, codes.T, real(1), scales[:, 0], np.array(zero_point, np.uint8)),
+            domain=CONTRIB,
+        )
+        return Matrix(graph.op("Add", graph.op("Mul", product, x_scales), bias), x.rows)
+
+    def _quantize(self, x: Matrix, floor: float | None) -> tuple[str, str, int]:
+        """UINT8 codes of ``x``, the scale of each row FLOAT [rows, 1], and the one zero point.
+
+        The zero point must be one constant (MatMulIntegerToFloat takes a scalar), so the range is symmetric, unless a
+        floor is known (after GELU: -0.17): then a fixed share of the codes covers it and the rest serves the maximum.
+        A row of zeros gets scale 0: its codes mean nothing, and are multiplied by that 0.
+        """
+        graph = self._graph
+        if floor is None:
+            zero_point = 128
+            largest = graph.op("ReduceMax", graph.op("Abs", x.name), integers(1))
+            scales = graph.op("Mul", largest, real(1 / 127))
+        else:
+            zero_point = 64 if floor < 0 else 0
+            largest = graph.op("ReduceMax", x.name, integers(1))
+            scales = graph.op("Mul", largest, real(1 / (255 - zero_point)))
+            if floor < 0:
+                scales = graph.op("Max", scales, real(-floor / zero_point))
+        each_row = graph.op("Squeeze", scales, integers(1))
+        return (
+            graph.op("QuantizeLinear", x.name, each_row, self._zero_point(zero_point, x.rows), axis=0),
+            scales,
+            zero_point,
+        )
+
+    def _zero_point(self, value: int, rows: str) -> str:
+        """QuantizeLinear wants a zero point per row; rows of equal number share the vector."""
+        if (rows, value) not in self._zero_points:
+            self._zero_points[rows, value] = self._graph.op("Expand", np.array([value], np.uint8), rows)
+        return self._zero_points[rows, value]
+
+
+def quantize_rows(weight: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
+    """INT8 codes in ±``largest`` and FLOAT scales [rows, 1]: codes · scales ≈ weight, each row by its own maximum."""
+    scales = np.abs(weight).max(axis=1, keepdims=True) / largest
+    scales = np.where(scales > 0, scales, 1).astype(np.float32)
+    return np.clip(np.rint(weight / scales), -largest, largest).astype(np.int8), scales

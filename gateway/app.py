@@ -1,0 +1,270 @@
+"""The HTTP API (DESIGN.md 3.2) as a FastAPI application.
+
+`create_app` wires settings, bundle, Triton client and routes; the lifespan opens the channel to Triton and keeps the
+Champion up to date.  The prediction routes take the bare request: the body is counted while it streams in, validated
+by pydantic straight from its bytes and answered with orjson, so FastAPI's own parsing never sees it.
+"""
+
+import asyncio
+import hmac
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import TypeVar
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import Message
+
+from gateway import openapi
+from gateway.admission import Admission
+from gateway.bundle import Bundle
+from gateway.champion import Champion
+from gateway.envelope import Envelope, exchange_of, while_connected
+from gateway.errors import (
+    ClientGone,
+    EmptyText,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    PayloadTooLarge,
+    RequestTimeout,
+    TooManyTexts,
+    Unauthorized,
+    UnsupportedMediaType,
+)
+from gateway.metrics import Metrics
+from gateway.predict import Answer, Predictor
+from gateway.schemas import BatchRequest, PredictRequest
+from gateway.settings import Settings
+from gateway.triton import Triton
+
+FAULTS_SHOWN = 10
+DRAINED_BYTES = 16 * 1024 * 1024  # read and thrown away of a body that is too large, so that its sender hears the 413
+
+Asked = TypeVar("Asked", bound=BaseModel)
+
+
+def create_app(settings: Settings, bundle: Bundle) -> FastAPI:
+    """The application; `bundle` is the one serving.json names now, already read and checked."""
+    metrics = Metrics()
+    triton = Triton(settings.triton_address)
+    admission = Admission(settings.max_in_flight)
+    metrics.watch_in_flight(lambda: admission.texts, admission.limit)
+    champion = Champion(settings.repository, triton, bundle, metrics.serves)
+    predictor = Predictor(champion, triton, admission, metrics, deadline_seconds=settings.deadline_seconds)
+    api = Api(settings, champion, predictor, metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with triton:
+            watching = asyncio.create_task(champion.run())
+            try:
+                yield
+            finally:
+                watching.cancel()
+                with suppress(asyncio.CancelledError):
+                    await watching
+                predictor.close()
+
+    app = FastAPI(
+        title="Nunchi gateway",
+        description=openapi.DESCRIPTION,
+        version="1",
+        lifespan=lifespan,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+    for route in openapi.ROUTES:
+        app.add_api_route(
+            route.path,
+            getattr(api, route.handler),
+            methods=[route.method],
+            summary=route.summary,
+            responses=openapi.responses(route),
+            openapi_extra=openapi.request_body(route),
+            response_class=Response,
+        )
+    app.openapi = lambda: openapi.document(app, settings)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_middleware(
+        Envelope,
+        metrics=metrics,
+        live_version=lambda: champion.named.version,
+        deadline_seconds=settings.deadline_seconds,
+        routes=frozenset(route.path for route in openapi.ROUTES),
+    )
+    return app
+
+
+class Api:
+    """The handlers, one per row of openapi.ROUTES."""
+
+    def __init__(self, settings: Settings, champion: Champion, predictor: Predictor, metrics: Metrics) -> None:
+        self.settings = settings
+        self.champion = champion
+        self.predictor = predictor
+        self.metrics = metrics
+        key = settings.api_key
+        self._authorization = f"Bearer {key.get_secret_value()}".encode() if key else None
+
+    async def predict(self, request: Request) -> Response:
+        self._authorize(request)
+        asked = await self._read(request, PredictRequest)
+        self._check_length("text", asked.text)
+        try:
+            bundle, (answer,) = await self._answer(request, [asked.text])
+        except EmptyText as error:
+            raise EmptyText(f"text {error.detail}") from error
+        body = prediction(bundle, answer, asked.return_probs)
+        body["model_version"] = bundle.version
+        return _json(body)
+
+    async def predict_batch(self, request: Request) -> Response:
+        self._authorize(request)
+        asked = await self._read(request, BatchRequest)
+        if len(asked.texts) > self.settings.max_texts:
+            raise TooManyTexts(
+                f"texts has {len(asked.texts)} entries, the limit is {self.settings.max_texts}; send several batches"
+            )
+        for row, text in enumerate(asked.texts):
+            self._check_length(f"texts[{row}]", text, row)
+        try:
+            bundle, answers = await self._answer(request, asked.texts)
+        except EmptyText as error:
+            raise EmptyText(f"texts[{error.row}] {error.detail}", row=error.row) from error
+        rows = [prediction(bundle, answer, asked.return_probs) for answer in answers]
+        return _json({"predictions": rows, "model_version": bundle.version})
+
+    async def model(self, request: Request) -> Response:
+        self._authorize(request)
+        bundle = self.champion.live
+        manifest = bundle.manifest
+        return _json(
+            {
+                "name": bundle.model,
+                "version": bundle.version,
+                "labels": [{"name": label.name, "korean": label.korean} for label in bundle.labels],
+                "encoder": manifest.encoder,
+                "precision": manifest.precision,
+                "max_length": manifest.max_length,
+                "metrics": manifest.metrics,
+                "since": bundle.since,
+            }
+        )
+
+    async def healthz(self, request: Request) -> Response:
+        return _json({"status": "alive"})
+
+    async def readyz(self, request: Request) -> Response:
+        bundle = await self.champion.check_ready()
+        return _json({"status": "ready", "model_version": bundle.version})
+
+    async def metrics_page(self, request: Request) -> Response:
+        return Response(self.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+    def _authorize(self, request: Request) -> None:
+        if self._authorization is None:
+            return
+        offered = request.headers.get("authorization", "").encode("latin-1")
+        if not hmac.compare_digest(offered, self._authorization):
+            raise Unauthorized("This gateway asks for a key; send it as `Authorization: Bearer <key>`")
+
+    async def _read(self, request: Request, kind: type[Asked]) -> Asked:
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json":
+            raise UnsupportedMediaType(
+                f"content-type is {media_type[:100] or 'missing'!r}; send JSON, with `content-type: application/json`"
+            )
+        body = await self._body(request)
+        try:
+            return kind.model_validate_json(body)
+        except ValidationError as error:
+            raise _invalid(error) from None
+
+    async def _body(self, request: Request) -> bytes:
+        """The body, counted as it arrives: no more than `max_body_bytes` of it is ever kept."""
+        limit = self.settings.max_body_bytes
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self.settings.deadline_seconds):
+                while True:
+                    message: Message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
+                    chunk = message.get("body", b"")
+                    size += len(chunk)
+                    if size <= limit:
+                        chunks.append(chunk)
+                    elif size > DRAINED_BYTES:
+                        break
+                    if not message.get("more_body", False):
+                        break
+        except TimeoutError:
+            raise RequestTimeout(
+                f"The body was not there after {self.settings.deadline_seconds:g} s; send it without pauses"
+            ) from None
+        if size > limit:
+            raise PayloadTooLarge(f"The body has more than the {limit} bytes allowed; send less at once")
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _check_length(self, where: str, text: str, row: int | None = None) -> None:
+        limit = self.settings.max_text_characters
+        if len(text) > limit:
+            raise PayloadTooLarge(f"{where} has {len(text)} characters, the limit is {limit}; shorten it", row=row)
+
+    async def _answer(self, request: Request, texts: list[str]) -> tuple[Bundle, list[Answer]]:
+        exchange = exchange_of(request.scope)
+        async with while_connected(request.receive):
+            bundle, answers = await self.predictor.answer(texts, exchange.stages, until=exchange.until)
+        exchange.version = bundle.version
+        self.metrics.spent(exchange.stages, time.perf_counter() - exchange.started)
+        return bundle, answers
+
+
+def prediction(bundle: Bundle, answer: Answer, return_probs: bool) -> dict:
+    """One row of an answer; probabilities to six decimals."""
+    label = bundle.labels[answer.label]
+    body = {
+        "prediction": label.name,
+        "label": label.korean,
+        "confidence": round(answer.probabilities[answer.label], 6),
+        "truncated": answer.truncated,
+        "input_tokens": answer.input_tokens,
+    }
+    if return_probs:
+        body["probs"] = {
+            each.name: round(probability, 6)
+            for each, probability in zip(bundle.labels, answer.probabilities, strict=True)
+        }
+    return body
+
+
+def _json(body: dict) -> Response:
+    return Response(orjson.dumps(body), media_type="application/json")
+
+
+def _invalid(error: ValidationError) -> InvalidRequest:
+    """Says what does not fit and where, without repeating what the client sent."""
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    faults = [
+        {"where": ".".join(map(str, each["loc"])) or "body", "what": each["msg"]} for each in found[:FAULTS_SHOWN]
+    ]
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    row = next((each["loc"][1] for each in found if each["loc"][:1] == ("texts",) and len(each["loc"]) > 1), None)
+    return InvalidRequest(f"{faults[0]['where']}: {faults[0]['what']}{more}; see /docs", row=row, faults=faults)
+
+
+async def _http_exception(request: Request, error: HTTPException) -> Response:
+    """What the router itself refuses."""
+    if error.status_code == 405:
+        raise MethodNotAllowed(
+            f"{request.method} does not go here; /docs lists what does", headers=dict(error.headers or {})
+        ) from None
+    if error.status_code == 404:
+        raise NotFound("There is nothing at this address; /docs lists what there is") from None
+    raise error

@@ -1,0 +1,148 @@
+"""The OpenAPI document: every route, every status it can answer, every header, with the limits of this gateway."""
+
+from typing import NamedTuple
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from gateway.errors import (
+    PROBLEMS,
+    DeadlineExceeded,
+    Internal,
+    InvalidRequest,
+    ModelUnavailable,
+    Overloaded,
+    PayloadTooLarge,
+    RequestError,
+    RequestTimeout,
+    Unauthorized,
+    UnsupportedMediaType,
+)
+from gateway.schemas import (
+    BatchAnswer,
+    BatchRequest,
+    HealthAnswer,
+    ModelAnswer,
+    PredictAnswer,
+    PredictRequest,
+    ProblemAnswer,
+    ReadyAnswer,
+)
+from gateway.settings import Settings
+
+DESCRIPTION = """\
+Reads the feeling of Korean web text.  Send raw text; cleaning and tokenizing are the model's own.
+
+Every answer carries `x-request-id` (yours, if you sent a sane one), `x-model-version`, and where the time went, in
+milliseconds: `x-tokenization-time`, `x-queue-time` (waiting inside the gateway), `x-inference-time` (the round trip to
+the model server, its queue included) and `x-total-time`.  Errors are `application/problem+json` (RFC 9457) with a
+stable `code`.
+"""
+
+PREDICTING = (
+    Unauthorized,
+    RequestTimeout,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+    InvalidRequest,
+    Overloaded,
+    Internal,
+    ModelUnavailable,
+    DeadlineExceeded,
+)
+SCHEMA_PATH = "#/components/schemas/{model}"
+
+
+class Route(NamedTuple):
+    method: str
+    path: str
+    handler: str  # the method of app.Api
+    summary: str
+    answer: type[BaseModel] | None
+    errors: tuple[type[RequestError], ...]
+    body: type[BaseModel] | None = None
+
+
+ROUTES = (
+    Route("POST", "/v1/predict", "predict", "The feeling of one text", PredictAnswer, PREDICTING, PredictRequest),
+    Route(
+        "POST",
+        "/v1/predict/batch",
+        "predict_batch",
+        "The feelings of many texts",
+        BatchAnswer,
+        PREDICTING,
+        BatchRequest,
+    ),
+    Route(
+        "GET", "/v1/model", "model", "The model that answers", ModelAnswer, (Unauthorized, Internal, ModelUnavailable)
+    ),
+    Route("GET", "/healthz", "healthz", "Does the gateway live?", HealthAnswer, (Internal,)),
+    Route("GET", "/readyz", "readyz", "Does the model answer?", ReadyAnswer, (Internal, ModelUnavailable)),
+    Route("GET", "/metrics", "metrics_page", "Counters for Prometheus", None, (Internal,)),
+)
+
+HEADERS = {
+    "x-request-id": {"schema": {"type": "string"}},
+    "x-model-version": {"schema": {"type": "string"}},
+    **{
+        f"x-{stage}-time": {"schema": {"type": "number"}, "description": "milliseconds"}
+        for stage in ("tokenization", "queue", "inference", "total")
+    },
+}
+
+
+def responses(route: Route) -> dict[int, dict]:
+    """Every status of a route; the codes that share a status are named in its description."""
+    content = {"application/json": {"schema": _reference(route.answer)}} if route.answer else {"text/plain": {}}
+    documented = {200: {"description": "Answered", "headers": HEADERS, "content": content}}
+    for error in route.errors:
+        status = PROBLEMS[error].status
+        codes = [problem.code for problem in PROBLEMS.values() if problem.status == status]
+        headers = dict(HEADERS)
+        for name in PROBLEMS[error].headers:
+            headers[name] = {"schema": {"type": "string"}}
+        documented[status] = {
+            "description": f"{PROBLEMS[error].title} (code: {', '.join(codes)})",
+            "headers": headers,
+            "content": {"application/problem+json": {"schema": _reference(ProblemAnswer)}},
+        }
+    return documented
+
+
+def request_body(route: Route) -> dict | None:
+    if route.body is None:
+        return None
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _reference(route.body)}}}}
+
+
+def document(app: FastAPI, settings: Settings) -> dict:
+    """The document of this application, made once."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        components = schema.setdefault("components", {}).setdefault("schemas", {})
+        for model in (route_model for route in ROUTES for route_model in (route.answer, route.body) if route_model):
+            components.update(_definitions(model))
+        components.update(_definitions(ProblemAnswer))
+        characters = {"minLength": 1, "maxLength": settings.max_text_characters}
+        components["PredictRequest"]["properties"]["text"].update(characters)
+        components["BatchRequest"]["properties"]["texts"]["items"].update(characters)
+        components["BatchRequest"]["properties"]["texts"]["maxItems"] = settings.max_texts
+        if settings.api_key:
+            schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            for path, operations in schema["paths"].items():
+                if path.startswith("/v1/"):
+                    for operation in operations.values():
+                        operation["security"] = [{"key": []}]
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+def _definitions(model: type[BaseModel]) -> dict[str, dict]:
+    schema = model.model_json_schema(ref_template=SCHEMA_PATH, mode="validation")
+    return {**schema.pop("$defs", {}), model.__name__: schema}
+
+
+def _reference(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": SCHEMA_PATH.format(model=model.__name__)}

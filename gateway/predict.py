@@ -1,0 +1,146 @@
+"""From texts to answers: tokenize, wait at the gate, ask Triton, softmax.
+
+One bundle is taken at the start and used to the end, so all rows of one answer come from one version.  A request goes
+to Triton in chunks of at most `max_batch_size` rows, the rows sorted by length (a chunk costs what its longest row
+costs), and is answered in the order asked.
+"""
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from gateway.admission import Admission, Gate
+from gateway.bundle import Bundle, Tokens
+from gateway.champion import Champion, probabilities
+from gateway.errors import DeadlineExceeded, EmptyText, ModelUnavailable, VersionNotReady
+from gateway.metrics import Metrics
+from gateway.stages import Stages
+from gateway.triton import Triton
+
+CHARACTERS_IN_THE_LOOP = 2_000  # about a millisecond of tokenizing; more goes to the tokenizer thread
+CHUNKS_AT_ONCE = 2  # of one request: one being answered, one behind it, and room for others between
+
+
+class Answer(NamedTuple):
+    """One text, answered.  `probabilities` in label order."""
+
+    label: int
+    probabilities: list[float]
+    truncated: bool
+    input_tokens: int
+
+
+class Predictor:
+    """Answers texts with the live bundle."""
+
+    def __init__(
+        self, champion: Champion, triton: Triton, admission: Admission, metrics: Metrics, *, deadline_seconds: float
+    ) -> None:
+        self._champion = champion
+        self._triton = triton
+        self._admission = admission
+        self._gate = Gate()
+        self._metrics = metrics
+        self._deadline_seconds = deadline_seconds
+        self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+
+    def close(self) -> None:
+        self._tokenizer_thread.shutdown(wait=False, cancel_futures=True)
+
+    async def answer(self, texts: list[str], stages: Stages, *, until: float) -> tuple[Bundle, list[Answer]]:
+        """The answers in the order of `texts`, and the bundle they come from; `until` is a time.monotonic() moment."""
+        with self._admission.let_in(len(texts)):
+            bundle = self._champion.live
+            try:
+                async with asyncio.timeout(until - time.monotonic()):
+                    try:
+                        return bundle, await self._answer_with(bundle, texts, stages, until)
+                    except VersionNotReady:
+                        await self._champion.refresh(now=True)
+                        if self._champion.live.version == bundle.version:
+                            raise
+                        bundle = self._champion.live
+                        return bundle, await self._answer_with(bundle, texts, stages, until)
+            except TimeoutError as error:
+                raise DeadlineExceeded(
+                    f"The answer was not there after {self._deadline_seconds:g} s; try again, or send fewer texts"
+                ) from error
+            except ModelUnavailable:
+                self._champion.doubt()
+                raise
+
+    async def _answer_with(self, bundle: Bundle, texts: list[str], stages: Stages, until: float) -> list[Answer]:
+        tokens = await self._tokenize(bundle, texts, stages)
+        ready = time.perf_counter()
+        stages.first_sent = 0.0
+        try:
+            if len(tokens) == 1:
+                scores = await self._ask(bundle, tokens, [0], stages, until)
+            else:
+                scores = await self._ask_in_chunks(bundle, tokens, stages, until)
+        finally:
+            finished = time.perf_counter()
+            stages.queue += (stages.first_sent or finished) - ready
+            stages.inference += finished - (stages.first_sent or finished)
+        winners = scores.argmax(axis=-1).tolist()
+        self._metrics.read(tokens)
+        return [
+            Answer(winner, row, each.truncated, len(each.ids))
+            for winner, row, each in zip(winners, scores.tolist(), tokens, strict=True)
+        ]
+
+    async def _tokenize(self, bundle: Bundle, texts: list[str], stages: Stages) -> list[Tokens]:
+        if sum(map(len, texts)) <= CHARACTERS_IN_THE_LOOP:
+            started = time.perf_counter()
+            tokens = _tokenized(bundle, texts)
+            stages.tokenization += time.perf_counter() - started
+        else:
+            asked = time.perf_counter()
+            started, finished, tokens = await asyncio.get_running_loop().run_in_executor(
+                self._tokenizer_thread, _timed, bundle, texts
+            )
+            stages.queue += started - asked
+            stages.tokenization += finished - started
+        for row, each in enumerate(tokens):
+            if bundle.is_empty(each):
+                raise EmptyText("is empty after cleaning; send at least one letter or digit", row=row)
+        return tokens
+
+    async def _ask_in_chunks(self, bundle: Bundle, tokens: list[Tokens], stages: Stages, until: float) -> np.ndarray:
+        by_length = sorted(range(len(tokens)), key=lambda row: len(tokens[row].ids))
+        size = bundle.max_batch_size
+        chunks = iter([by_length[start : start + size] for start in range(0, len(by_length), size)])
+        scores = np.empty((len(tokens), len(bundle.labels)))
+
+        async def work() -> None:
+            for chunk in chunks:  # one iterator for all workers: each takes the next chunk
+                scores[chunk] = await self._ask(bundle, tokens, chunk, stages, until)
+
+        try:
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(CHUNKS_AT_ONCE):
+                    workers.create_task(work())
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from group
+        return scores
+
+    async def _ask(
+        self, bundle: Bundle, tokens: list[Tokens], chunk: list[int], stages: Stages, until: float
+    ) -> np.ndarray:
+        async with self._gate.passed(len(chunk), bundle.max_batch_size):
+            stages.first_sent = stages.first_sent or time.perf_counter()
+            logits = await self._triton.logits(bundle, [tokens[row].ids for row in chunk], until=until)
+        return probabilities(logits)
+
+
+def _tokenized(bundle: Bundle, texts: list[str]) -> list[Tokens]:
+    return [bundle.tokens(each) for each in bundle.tokenizer.encode_batch_fast(texts)]
+
+
+def _timed(bundle: Bundle, texts: list[str]) -> tuple[float, float, list[Tokens]]:
+    started = time.perf_counter()
+    tokens = _tokenized(bundle, texts)
+    return started, time.perf_counter(), tokens

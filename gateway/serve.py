@@ -1,0 +1,246 @@
+"""The gateway as one Ray Serve application: refuse what is broken, start Ray, serve, stop all of it again.
+
+Thin on purpose.  Clients talk straight to the replica's own port ("direct ingress"): Ray Serve's Python proxy, its
+access log and the log stream to this process would each cost more than the model.  Without RAY_ADDRESS a private Ray is
+started on loopback, which ends with this process and leaves any other Ray on the machine alone.  With RAY_ADDRESS a
+running cluster is joined; it has to be started with the variables of `ray_environment`, and only this application is
+removed from it in the end.
+
+What runs where: this process starts Ray and waits.  The replica is a Ray worker: `replica_app` builds the FastAPI
+application there.  It writes its log into a named pipe that this process copies to stderr.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
+
+import psutil
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.app import create_app
+from gateway.bundle import Bundle, read_bundle
+from gateway.champion import prove
+from gateway.errors import CannotStart, PortTaken, RequestError
+from gateway.guardian import die_with_parent
+from gateway.settings import ROOT, Settings
+from gateway.triton import Triton
+
+APPLICATION = "nunchi"
+PREFLIGHT_SECONDS = 10.0  # for a Triton that is there; one that is not is noticed at once
+OBJECT_STORE_BYTES = 80 * 1024 * 1024  # Ray's minimum; nothing of ours goes through it
+DRAIN_SECONDS = 5.0  # for requests in flight when told to stop
+WATCH_SECONDS = 1.0
+
+log = logging.getLogger("gateway")
+
+
+class Stop(BaseException):
+    """SIGTERM or SIGINT came."""
+
+
+def run(settings: Settings, folder: Path) -> None:
+    """Serve until a signal comes; Ray keeps its files in `folder`.  CannotStart for what the user must fix."""
+    with suppress(Stop):
+        stop_on_signals()
+        die_with_parent()
+        configure_log(sys.stderr)
+        check_port(settings.host, settings.gateway_port)
+        bundle = read_bundle(settings.repository)
+        asyncio.run(check_triton(settings, bundle))
+        os.environ.update(ray_environment(settings))
+        serve(settings, folder, console(folder))
+
+
+def serve(settings: Settings, folder: Path, console_path: Path) -> None:
+    # Imported here because Ray reads its environment while it is imported.
+    import ray
+    from ray import serve
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    joined = settings.ray_address is not None
+    try:
+        if joined:
+            ray.init(address=settings.ray_address, log_to_driver=False, logging_level=logging.WARNING)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=0,  # so that no idle workers are started; nothing here asks for a CPU
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=str(folder),
+            )
+        stop_on_signals()  # again, because Ray has put in its own
+        quiet = {"log_level": "WARNING", "enable_access_log": False}
+        # Port 0: Serve insists on its proxy too, so let it sit on any free loopback port.
+        serve.start(http_options={"host": settings.host, "port": 0}, logging_config=quiet)
+        build: Callable[[], ASGIApp] = lambda: replica_app(settings, console_path)  # noqa: E731 - Serve wants a function
+        deployment = serve.deployment(serve.ingress(build)()).options(
+            name="gateway",
+            num_replicas=1,
+            max_ongoing_requests=1_000_000,  # admission is ours (admission.py); Serve's would answer without a code
+            ray_actor_options={"num_cpus": 0},
+            health_check_period_s=1,
+            health_check_timeout_s=10,
+            graceful_shutdown_timeout_s=DRAIN_SECONDS,
+            graceful_shutdown_wait_loop_s=0.1,
+            logging_config=quiet,
+        )
+        try:
+            serve.run(deployment.bind(), name=APPLICATION, route_prefix="/")
+        except RuntimeError as error:
+            deployments = serve.status().applications[APPLICATION].deployments.values()
+            reason = _reason([each.message for each in deployments])
+            raise CannotStart(f"Ray Serve could not start the gateway: {reason}") from error
+        log.info("listening on http://%s:%d (docs at /docs)", settings.host, settings.gateway_port)
+        wait(joined)
+    finally:
+        stop()
+
+
+def _reason(messages: list[str]) -> str:
+    """Why Serve gave up: the last line of the replica's traceback."""
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"
+
+
+def replica_app(settings: Settings, console_path: Path) -> ASGIApp:
+    """The application, built in the replica.  Hidden in a function: Serve would match each route a second time."""
+    with suppress(OSError):  # a joined cluster's replica may run on another machine, where Ray keeps its stderr
+        # Without blocking: when nobody reads our stderr, log lines are lost, and the replica does not stand still.
+        configure_log(os.fdopen(os.open(console_path, os.O_WRONLY | os.O_NONBLOCK), "w", buffering=1))
+    share_the_port_with_the_past()
+    app = create_app(settings, read_bundle(settings.repository))
+
+    async def gateway(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope, receive, send)
+
+    return gateway
+
+
+def share_the_port_with_the_past() -> None:
+    """Let the replica listen although connections of an earlier one are still in TIME_WAIT.
+
+    Ray 2.60 binds the port of direct ingress without SO_REUSEADDR and says so in a literal
+    (ray/serve/_private/replica.py), so for a minute after a crash or a quick restart no replica could have the port.
+    """
+    from ray.serve._private import replica
+
+    start = replica.start_asgi_http_server
+    replica.start_asgi_http_server = lambda *args, **options: start(*args, **options | {"enable_so_reuseport": True})
+
+
+def ray_environment(settings: Settings) -> dict[str, str]:
+    """What Ray and the tokenizers have to find in the environment of every process."""
+    port = settings.gateway_port
+    private = {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # in truth: everything of Ray binds to loopback only,
+        "RAY_AUTH_MODE": "token",  # except a port of the replica that takes pickles, so that asks for a secret
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+    return ({} if settings.ray_address else private) | {
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # direct ingress among others
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(port),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(port + 1),  # the end is excluded: exactly this port
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        "RAY_SERVE_PORT_QUARANTINE_S": "0",  # a replica that died is replaced on the same port at once
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "gateway.edge.middlewares",
+        "RAY_worker_niceness": "0",  # Ray would run the replica at 15, behind everything else on the machine
+        "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it prints a stack at every SIGTERM
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_enable_worker_prestart": "0",
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "TOKENIZERS_PARALLELISM": "false",  # the tokenizer thread must not take the cores the model needs
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    }
+
+
+def check_port(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise PortTaken(
+                f"the gateway cannot listen on {host}:{port} ({error.strerror}); stop what listens there, or set "
+                "NUNCHI_GATEWAY_PORT (and NUNCHI_HOST) to something free"
+            ) from error
+
+
+async def check_triton(settings: Settings, bundle: Bundle) -> None:
+    """ModelMismatch when Triton is up and disagrees with the bundle.  One that is not up yet is waited for later."""
+    async with Triton(settings.triton_address) as triton:
+        try:
+            await prove(triton, bundle, seconds=PREFLIGHT_SECONDS)
+        except RequestError as error:
+            log.info("waiting for Triton at %s: %s", settings.triton_address, error.cause or error)
+
+
+def stop_on_signals() -> None:
+    """The first SIGTERM or SIGINT raises Stop; later ones change nothing, stopping is under way."""
+
+    def stop(number: int, frame: object) -> None:
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)
+        raise Stop
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, stop)
+
+
+def console(folder: Path) -> Path:
+    """A named pipe; what is written into it comes out at our stderr."""
+    path = folder / "console"
+    os.mkfifo(path, 0o600)
+    # Opened for writing as well, so that reading does not end when a replica does.
+    reader = os.fdopen(os.open(path, os.O_RDWR), encoding="utf-8", errors="replace")
+
+    def copy() -> None:
+        for line in reader:
+            sys.stderr.write(line)
+            sys.stderr.flush()
+
+    threading.Thread(target=copy, daemon=True, name="console").start()
+    return path
+
+
+def wait(joined: bool) -> None:
+    """Until a signal raises Stop, or Ray's own processes are gone."""
+    vital = [] if joined else [each for each in psutil.Process().children() if each.name() in ("raylet", "gcs_server")]
+    pause = threading.Event()
+    while not pause.wait(WATCH_SECONDS):
+        for process in vital:
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                raise CannotStart(f"Ray's {process.name()} ended, so the gateway ends; start it again")
+
+
+def stop() -> None:
+    """Let requests in flight finish, then stop Ray, or leave the cluster.  The guardian ends what is left."""
+    import ray
+    from ray import serve
+
+    if ray.is_initialized():
+        draining = threading.Thread(target=serve.delete, args=[APPLICATION], daemon=True)
+        draining.start()
+        draining.join(DRAIN_SECONDS + 1)
+        ray.shutdown()
+
+
+def configure_log(stream: TextIO) -> None:
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s gateway %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
+    root = logging.getLogger("gateway")
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)
+    root.propagate = False

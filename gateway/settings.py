@@ -1,0 +1,92 @@
+"""Every setting of the gateway: one `NUNCHI_…` environment variable each, read once, empty and wrong values refused.
+
+Only the gateway's own variables are looked at; the other rooms share the prefix.
+"""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, Field, SecretStr, StringConstraints, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from gateway.errors import SettingRefused
+
+ROOT = Path(__file__).resolve().parent.parent
+PREFIX = "NUNCHI_"
+
+
+def _not_empty(value: object) -> object:
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("it is empty; name a folder, or unset it")
+    return value
+
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Folder = Annotated[Path, BeforeValidator(_not_empty)]
+Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, populate_by_name=True)
+
+    host: Name = Field("127.0.0.1", description="address the gateway listens on")
+    gateway_port: Port = Field(8080, description="port the gateway listens on")
+    triton_grpc_host: Name = Field("127.0.0.1", description="host of Triton's gRPC endpoint")
+    triton_grpc_port: Port = Field(8001, description="port of Triton's gRPC endpoint")
+    model_repository: Folder = Field(
+        Path("model_repository"), description="folder with serving.json; relative to the repository root"
+    )
+    api_key: SecretStr | None = Field(None, description="when set, /v1/… asks for `Authorization: Bearer <key>`")
+    max_in_flight: int = Field(
+        1024, ge=1, le=1_000_000, description="texts (not requests) let in at one time; beyond it 429"
+    )
+    max_texts: int = Field(1024, ge=1, le=100_000, description="texts in one batch request")
+    max_text_characters: int = Field(20_000, ge=1, le=1_000_000, description="characters of one text")
+    max_body_bytes: int = Field(1_000_000, ge=100, le=100_000_000, description="bytes of one request body")
+    deadline_seconds: float = Field(15.0, gt=0, le=600, description="seconds from a request to its answer; then 504")
+    ray_address: Name | None = Field(
+        None, validation_alias="RAY_ADDRESS", description="a running Ray cluster to join; else a private one is started"
+    )
+
+    @model_validator(mode="after")
+    def a_full_batch_can_be_let_in(self) -> Self:
+        if self.max_texts > self.max_in_flight:
+            raise ValueError(
+                f"NUNCHI_MAX_TEXTS is {self.max_texts} but NUNCHI_MAX_IN_FLIGHT only {self.max_in_flight}, so a full "
+                "batch could never be let in; raise the one or lower the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def the_key_is_not_empty(self) -> Self:
+        if self.api_key is not None and not self.api_key.get_secret_value().strip():
+            raise ValueError("NUNCHI_API_KEY is empty; give it a value, or unset it to serve without a key")
+        return self
+
+    @property
+    def repository(self) -> Path:
+        """The model repository as an absolute path."""
+        return ROOT / self.model_repository
+
+    @property
+    def triton_address(self) -> str:
+        return f"{self.triton_grpc_host}:{self.triton_grpc_port}"
+
+
+def read_settings() -> Settings:
+    """Settings from the environment; SettingRefused, in one sentence per wrong value, otherwise."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SettingRefused("; ".join(_sentence(each) for each in error.errors())) from None
+
+
+def _sentence(error: dict) -> str:
+    if not error["loc"]:  # one of our own cross-checks: its message is the sentence
+        return str(error["ctx"]["error"])
+    field = str(error["loc"][0])
+    variable = field if field.isupper() else PREFIX + field.upper()
+    purpose = Settings.model_fields.get(field)
+    shown = "" if field == "api_key" else f" is {error['input']!r}"
+    reason = error["msg"][0].lower() + error["msg"][1:]
+    return f"{variable}{shown}: {reason}" + (f" ({purpose.description})" if purpose else "")
