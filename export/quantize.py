@@ -3,7 +3,7 @@
 Weights are int8 with one scale per output column. Activations are quantized while the model runs, each row (token) by
 its own largest value. The usual dynamic quantization takes one scale for the whole batch: there an outlier in one text
 costs the precision of its neighbours, and the answer to a text depends on the company it came in. A scale per token
-costs 3-15 % more time and removes both (EXPERIMENTS.md has the figures).
+costs some time and removes both (EXPERIMENTS.md has the figures).
 
 ``RECIPES`` is the ladder of remedies that convert.py climbs until the parity gate opens.
 """
