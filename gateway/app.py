@@ -1,4 +1,4 @@
-"""The HTTP API (DESIGN.md 3.2) as a FastAPI application.
+"""The HTTP API as a FastAPI application.
 
 `create_app` wires settings, bundle, Triton client and routes; the lifespan opens the channel to Triton and keeps the
 Champion up to date.  The prediction routes take the bare request: the body is counted while it streams in, validated

@@ -1,4 +1,4 @@
-"""Reads what training left on disk: serving.json, config.pbtxt and the manifest of the served version (DESIGN.md 3.1).
+"""Reads what training left on disk: serving.json, config.pbtxt and the manifest of the served version.
 
 Every disagreement between the files is a `CannotStart` with a sentence that names the file.
 """

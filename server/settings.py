@@ -17,7 +17,8 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 class Settings(BaseSettings):
     """Each field is the variable NUNCHI_<FIELD>; relative paths start at the root of the repository.
 
-    There is no host here: this Triton has known holes (TRITON 5), so it listens on the loopback address only.
+    There is no host here: this Triton has known holes (CVE-2025-23319, CVE-2026-24207 and others), so it listens on the
+    loopback address only.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)

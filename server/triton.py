@@ -1,7 +1,12 @@
 """How the tritonserver binary of the nvidia-pytriton wheel is laid out, called and fenced in.
 
-Only the binaries of that wheel are used; its Python code is never imported.  What looks odd here is explained, with
-the line of Triton's source, in TRITON.md sections 1 and 5.
+Only the binaries of that wheel are used; its Python code is never imported.  What looks odd here has its reason in the
+source of Triton, branch r24.10:
+
+    core/src/backend_model.cc:402-409           a Python-based backend is found in `<backends>/<name>/model.py` only
+    core/src/backend_model.cc:329-338           and needs libtriton_python.so, its utilities and the stub beside it
+    python_backend/src/stub_launcher.cc:340-390 the stub is started through bash with its paths unquoted
+    python_backend/src/pb_stub.cc:2026-2031     the working directory comes before the backend folder on sys.path
 """
 
 import importlib.util

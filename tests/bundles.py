@@ -1,6 +1,6 @@
 """Tiny but real bundles for the tests of the serving rooms: made in milliseconds, without torch.
 
-A bundle is what DESIGN.md 3.1 says it is: a real `tokenizer.json` (WordPiece, a handful of Korean words), a real
+A bundle is what README.md says it is: a real `tokenizer.json` (WordPiece, a handful of Korean words), a real
 `model.onnx` (embedding, masked mean, linear layer), a `manifest.json` whose golden rows ONNX Runtime computed from
 that very file, and a `config.pbtxt` built as a protobuf message.  The model has opinions: "좋다" and "재미" push
 towards the last label, "싫다" and "지루" towards the first.  Versions disagree in their probabilities by more than the

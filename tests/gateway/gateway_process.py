@@ -108,18 +108,19 @@ def start_gateway(repository: Path, triton_grpc_port: int, **environment: str) -
 def running_gateway(repository: Path, triton_grpc_port: int, **environment: str) -> Iterator[GatewayProcess]:
     """A gateway that listens and answers; stopped in the end, and by force if it does not obey."""
     gateway = start_gateway(repository, triton_grpc_port, **environment)
+    family = [psutil.Process(gateway.process.pid)]
     try:
         gateway.wait_for_line("listening on")
         gateway.wait_for_line("answers")
+        family = gateway.family()
         yield gateway
     finally:
         with suppress(subprocess.TimeoutExpired):
             gateway.stop()
-        if gateway.process.poll() is None:
-            for each in gateway.family()[::-1]:
-                with suppress(psutil.NoSuchProcess):
-                    each.kill()
-            gateway.process.wait()
+        for each in family:  # only a broken gateway leaves any
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        gateway.process.wait()
         gateway.process.stdout.close()
 
 

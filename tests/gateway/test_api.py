@@ -1,4 +1,4 @@
-"""What the API answers when all is well (DESIGN.md 3.2), by the real application, tokenizer and Triton."""
+"""What the API answers when all is well, by the real application, tokenizer and Triton."""
 
 import math
 import time

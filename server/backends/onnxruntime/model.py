@@ -202,9 +202,12 @@ def check_graph(session: onnxruntime.InferenceSession, config: dict, *, labels: 
 def session_options(config: dict) -> onnxruntime.SessionOptions:
     """ONNX Runtime's options from config.pbtxt, under the keys and with the meanings of the C++ backend.
 
-    Only the default number of threads is ours: the cores this process may use, where ONNX Runtime would take all.
+    Ours are the default number of threads, the cores this process may use, where ONNX Runtime would take all, and that
+    idle threads sleep: spinning they take the cores that gateway and Triton need (2 cores, nano, 32 connections: 840
+    requests per second instead of 520, at 0.5 ms more for a request that comes alone).
     """
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.intra_op_num_threads = parameter(config, "intra_op_thread_count") or len(os.sched_getaffinity(0))
     options.inter_op_num_threads = parameter(config, "inter_op_thread_count") or 0
     options.enable_cpu_mem_arena = bool(parameter(config, "enable_mem_arena", 1))
