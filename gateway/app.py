@@ -43,7 +43,6 @@ from gateway.settings import Settings
 from gateway.triton import Triton
 
 FAULTS_SHOWN = 10
-DRAINED_BYTES = 16 * 1024 * 1024  # read and thrown away of a body that is too large, so that its sender hears the 413
 
 Asked = TypeVar("Asked", bound=BaseModel)
 
@@ -198,19 +197,15 @@ class Api:
                         raise ClientGone
                     chunk = message.get("body", b"")
                     size += len(chunk)
-                    if size <= limit:
-                        chunks.append(chunk)
-                    elif size > DRAINED_BYTES:
-                        break
+                    if size > limit:  # uvicorn throws the rest away, so that its sender can read the answer
+                        raise PayloadTooLarge(f"The body has more than the {limit} bytes allowed; send less at once")
+                    chunks.append(chunk)
                     if not message.get("more_body", False):
-                        break
+                        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
         except TimeoutError:
             raise RequestTimeout(
                 f"The body was not there after {self.settings.deadline_seconds:g} s; send it without pauses"
             ) from None
-        if size > limit:
-            raise PayloadTooLarge(f"The body has more than the {limit} bytes allowed; send less at once")
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def _check_length(self, where: str, text: str, row: int | None = None) -> None:
         limit = self.settings.max_text_characters

@@ -161,7 +161,9 @@ def test_limits_are_named_with_value_and_remedy(shared_gateway):
 def test_a_body_without_content_length_is_stopped_at_the_limit_too(shared_gateway):
     def endless():
         yield b'{"text": "'
-        for _ in range(240):  # 12 MB: more than any socket buffer, so the gateway has to read on to be heard
+        for _ in range(
+            240
+        ):  # 12 MB: more than any socket buffer, so somebody has to read on for the answer to be heard
             yield b"a" * 50_000
 
     answer = httpx.post(f"{shared_gateway.url}/v1/predict", content=endless(), headers=JSON, timeout=30)
