@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import tritonclient.grpc as triton
 from tokenizers import Tokenizer
+from tritonclient.utils import InferenceServerException
 
 from loadtest.settings import ROOT, Settings
 
@@ -37,7 +38,7 @@ def through_gateway(settings: Settings) -> Callable[[str], None]:
         answer = connection.getresponse()
         body = answer.read()
         if answer.status != 200:
-            raise SystemExit(f"error: the gateway answered {answer.status}: {body.decode()}")
+            raise OSError(f"{answer.status}: {body.decode()}")
 
     return ask
 
@@ -72,9 +73,13 @@ def main(argv: list[str] | None = None) -> int:
     ways = {"gateway": through_gateway(settings), "Triton": straight_to_triton(settings)}
     texts = sample_texts(WARM_UP + arguments.requests)
     times: dict[str, list[float]] = {way: [] for way in ways}
-    for ask in ways.values():
-        for text in texts:  # the very texts, so that Triton's are tokenized before they are timed
-            ask(text)
+    try:
+        for ask in ways.values():
+            for text in texts:  # the very texts, so that Triton's are tokenized before they are timed
+                ask(text)
+    except (OSError, InferenceServerException) as exc:
+        print(f"error: the stack does not answer ({exc}); start it with make up", file=sys.stderr)
+        return 2
     for text in texts[WARM_UP:]:
         for way, ask in ways.items():
             began = time.perf_counter()

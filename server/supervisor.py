@@ -41,7 +41,7 @@ BUSY_CPU_SECONDS = 0.1  # of the stubs from one late canary to the next, when th
 STUCK_SECONDS = 60.0  # without an answer or a finished execution, whatever the CPU does
 STUB_SECONDS = 0.25  # between two looks at the stubs
 SETTLED_SECONDS = 60.0  # a life this long starts the back-off anew
-BACK_OFF_SECONDS = 30.0  # at most, between two lives
+BACK_OFF_SECONDS = 4.0  # at most, between two lives: with a start of two seconds, callers wait less than ten
 LOG_BYTES = 16 << 20  # of var/log/triton.log before it becomes triton.log.1
 PR_SET_PDEATHSIG = 1
 
@@ -85,6 +85,7 @@ class Supervisor:
             async with Canary(self.settings.model_repository, self.bundle, self.settings.triton_grpc_port) as canary:
                 problem = await first(self.ended(process, spoken), stubs.died(canary), self.first_answer(canary, began))
                 if problem is None:
+                    stubs.search()  # a stub that dies before it is known leaves no command line to know it by
                     self.report_ready(process, canary, began)
                     problem = await first(self.ended(process, spoken), stubs.died(canary), silence(canary, stubs))
                 self.bundle = canary.bundle

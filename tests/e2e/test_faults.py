@@ -1,6 +1,10 @@
 """Faults under traffic: callers get the right answer, or 503 with Retry-After; never a hang, never a wrong answer."""
 
 import json
+import re
+import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -93,6 +97,45 @@ def test_a_killed_gateway_replica_is_replaced_on_the_same_port(running):
             pass
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def test_a_client_that_hangs_up_frees_its_place(running):
+    """Through Ray's own server: a batch of long texts is abandoned, and nothing is in flight soon after."""
+
+    def in_flight() -> float:
+        metrics = httpx.get(f"{running.url}/metrics", timeout=30).text
+        return float(re.search(r"^nunchi_gateway_in_flight_texts (\S+)", metrics, re.MULTILINE)[1])
+
+    body = json.dumps({"texts": ["정말 재미있는 영화였다 " * 25] * 1000}, ensure_ascii=False).encode()
+    head = (
+        "POST /v1/predict/batch HTTP/1.1",
+        "host: x",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+    )
+    with socket.create_connection(("127.0.0.1", running.ports["GATEWAY_PORT"])) as connection:
+        connection.sendall("\r\n".join([*head, "", ""]).encode() + body)
+        deadline = time.monotonic() + 20
+        while in_flight() < 1000:
+            assert time.monotonic() < deadline, "the batch was never let in"
+    hung_up = time.monotonic()
+    while in_flight() > 0:
+        assert time.monotonic() < hung_up + 5, "the place of a client that left was not freed"
+        time.sleep(0.02)
+
+
+def test_the_overhead_measurement_runs_against_a_running_stack(running):
+    command = [sys.executable, "-m", "loadtest.overhead", "--requests", "20"]
+    done = subprocess.run(command, cwd=ROOT, env=running.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^added    p50 +-?[\d.]+ ms$", done.stdout, re.MULTILINE)
+
+
+def test_without_a_stack_the_overhead_measurement_says_so_in_one_line(stack):
+    command = [sys.executable, "-m", "loadtest.overhead", "--requests", "20"]
+    done = subprocess.run(command, cwd=ROOT, env=stack.environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: the stack does not answer .*; start it with make up\n", done.stderr)
 
 
 def test_rows_of_a_batch_equal_the_single_answers(running):
