@@ -13,7 +13,7 @@ fail() {
 }
 
 [[ "$(uname -s)-$(uname -m)" == Linux-x86_64 ]] ||
-  fail "this machine is $(uname -s) on $(uname -m), and the embedded Triton runs on Linux x86-64 only; use docker compose up elsewhere"
+  fail "this machine is $(uname -s) on $(uname -m), and the embedded Triton runs on Linux x86-64 only; use such a machine, or a virtual one"
 
 python=""
 for candidate in python3.11 python3; do

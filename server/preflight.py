@@ -23,7 +23,7 @@ from server.triton import LOOPBACK, SHARED_MEMORY, stub_of
 
 GLIBC = (2, 35)  # of the wheel's tag, manylinux_2_35
 SHARED_MEMORY_BYTES = 16 << 20  # two versions side by side, 4 MiB each, and room to grow
-ELSEWHERE = "elsewhere use `docker compose up`"
+ELSEWHERE = "use such a machine, or a virtual one"
 
 
 def check_machine(settings: Settings) -> tuple[Bundle, Path]:
