@@ -6,12 +6,9 @@ into ``training.json`` beside the weights, from where export carries them into t
 
 import argparse
 import functools
-import json
 import logging
-import subprocess
 import sys
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -22,7 +19,8 @@ from training.data import Dataset, cut_dev, open_dataset
 from training.encoders import load_classifier
 from training.errors import TrainingError
 from training.evaluate import Metrics, measure, predict_logits, refuse_collapsed
-from training.settings import ROOT, Settings, read_settings
+from training.record import encoder_name, write_record
+from training.settings import Settings, read_settings
 
 log = logging.getLogger(__name__)
 
@@ -110,32 +108,17 @@ def finetune(encoder: str, dataset: Dataset, output: Path, recipe: Recipe) -> Me
     test = dataset.test()
     test_metrics = _measure(f"{dataset.name} test", model, encode(test), test)
     log.info("%s", test_metrics)
-    record = {
-        "encoder": "nano" if Path(encoder).is_dir() else encoder,
-        "labels": LABELS,
-        "max_length": recipe.max_length,
-        "dataset": dataset.name,
-        "dataset_fingerprint": dataset.fingerprint,
-        "recipe": vars(recipe),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git_commit": git_commit(),
-        "dev_metrics": dev_metrics.as_dict(),
-        "metrics": test_metrics.as_dict(),
-    }
-    (output / "training.json").write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_record(
+        output,
+        encoder=encoder_name(encoder),
+        labels=LABELS,
+        max_length=recipe.max_length,
+        dataset=dataset,
+        recipe=vars(recipe),
+        dev_metrics=dev_metrics.as_dict(),
+        metrics=test_metrics.as_dict(),
+    )
     return test_metrics
-
-
-def git_commit() -> str | None:
-    """The commit that is checked out, with ``+`` when files differ from it; None outside a git checkout."""
-    try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
-            cwd=ROOT, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return answer.stdout.strip()
 
 
 def _dev_metrics(prediction: EvalPrediction) -> dict[str, float]:

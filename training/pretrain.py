@@ -33,6 +33,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from training.batches import EncodedTexts, pad_batch
 from training.data import STAR_LABELS, open_dataset
 from training.errors import TrainingError
+from training.record import write_record
 from training.settings import Settings, read_settings
 from training.vocabulary import SPECIAL_TOKENS, train_tokenizer
 
@@ -189,15 +190,25 @@ def main(argv: list[str] | None = None) -> int:
         dataset = open_dataset(options.data, cache=settings.var / "data")
         reviews = dataset.star_reviews().head(options.limit or sys.maxsize)
         log.info("%s reviews of %s, fingerprint %s", f"{len(reviews):,}", dataset.name, dataset.fingerprint)
+        shape = Shape()
         pretrain(
             reviews.document.tolist(),
             reviews.label.tolist(),
             options.output,
-            shape=Shape(),
+            shape=shape,
             epochs=options.epochs,
             batch_size=options.batch_size,
             learning_rate=options.learning_rate,
             seed=options.seed,
+        )
+        recipe = {name: getattr(options, name) for name in ("epochs", "batch_size", "learning_rate", "seed", "limit")}
+        write_record(
+            options.output,
+            encoder="nano",
+            labels=STAR_LABELS,
+            max_length=shape.max_length,
+            dataset=dataset,
+            recipe=recipe,
         )
     except TrainingError as exc:
         print(f"error: {exc}", file=sys.stderr)

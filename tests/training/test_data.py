@@ -1,6 +1,10 @@
 """Reading reviews, and the honest cut between train, dev and test."""
 
+import functools
 import gzip
+import http.server
+import threading
+from contextlib import contextmanager
 
 import pandas as pd
 import pytest
@@ -20,6 +24,20 @@ def write_nsmc(folder, train, test, rest=()):
         with gzip.open(folder / data.REST, "wt", encoding="utf-8") as file:
             file.write("\n".join(["id\tdocument\trating\tdate\tmovie_id", *lines]) + "\n")
     return folder
+
+
+@contextmanager
+def http_server(folder):
+    """A real web server over ``folder``; gives its address."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_quotes_and_nan_are_text_and_empty_documents_are_dropped(tmp_path):
@@ -46,10 +64,11 @@ def test_a_folder_without_nsmcs_files_is_refused(tmp_path):
 
 def test_without_a_folder_the_official_files_are_downloaded_once(tmp_path, monkeypatch):
     site = write_nsmc(tmp_path / "site", [("좋다", 1)], [("별로", 0)])
-    monkeypatch.setattr(data, "NSMC_URL", site.as_uri() + "/")
-    dataset = open_dataset(None, cache=tmp_path / "cache")
+    with http_server(site) as url:
+        monkeypatch.setattr(data, "NSMC_URL", url)
+        dataset = open_dataset(None, cache=tmp_path / "cache")
     assert (dataset.name, dataset.train().document.tolist()) == ("NSMC", ["좋다"])
-    monkeypatch.setattr(data, "NSMC_URL", (tmp_path / "gone").as_uri() + "/")
+    # The site is gone: what was downloaded is enough, and nothing else can be.
     assert open_dataset(None, cache=tmp_path / "cache").fingerprint == dataset.fingerprint
     with pytest.raises(DatasetError, match=r"could not be downloaded .* name its folder with --data"):
         open_dataset(None, cache=tmp_path / "other")

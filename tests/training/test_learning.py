@@ -14,6 +14,7 @@ from training.data import SAMPLE, TEST, TRAIN, open_dataset, read_reviews
 from training.encoders import load_classifier
 from training.errors import CheckpointError
 from training.evaluate import predict_logits
+from training.record import encoder_name
 from training.vocabulary import SPECIAL_TOKENS, train_tokenizer
 
 TINY = pretrain.Shape(
@@ -84,6 +85,9 @@ def test_the_saved_model_repeats_the_recorded_figures(finetuned, dataset):
     accuracy = (predict_logits(model, texts).argmax(1) == test.label.to_numpy()).mean()
     assert accuracy == pytest.approx(record["metrics"]["accuracy"]) == pytest.approx(metrics.accuracy)
     assert record["dataset_fingerprint"] == dataset.fingerprint
+    assert record["encoder"] == "tiny"  # the folder's name, as the encoder brought no record of its own
+    assert encoder_name(str(output)) == "tiny"
+    assert encoder_name("kcbert-base") == "kcbert-base"
 
 
 def test_logits_come_back_in_the_order_of_the_texts(finetuned):
@@ -151,6 +155,15 @@ def test_an_encoder_that_is_nowhere_is_one_sentence_with_the_remedy(tmp_path):
     ) as info:
         load_classifier(str(tmp_path / "nowhere"), finetune.LABELS)
     assert "\n" not in str(info.value)
+
+
+def test_pretraining_by_command_leaves_a_record_and_finetuning_takes_its_name(dataset, tmp_path):
+    output = tmp_path / "from-command"
+    options = ["--epochs", "0.1", "--batch-size", "64", "--limit", "400"]
+    assert pretrain.main(["--data", str(dataset.folder), "--output", str(output), *options]) == 0
+    record = json.loads((output / "training.json").read_text(encoding="utf-8"))
+    assert (record["encoder"], record["labels"]) == ("nano", ["negative", "neutral", "positive"])
+    assert encoder_name(str(output)) == "nano"
 
 
 def test_a_missing_dataset_ends_the_command_with_status_2_and_one_line(tmp_path, capsys):
