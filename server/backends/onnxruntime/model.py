@@ -204,7 +204,7 @@ def session_options(config: dict) -> onnxruntime.SessionOptions:
 
     Ours are the default number of threads, the cores this process may use, where ONNX Runtime would take all, and that
     idle threads sleep: spinning they take the cores that gateway and Triton need (2 cores, nano, 32 connections: 1.1 to
-    1.6 times the requests per second in two noisy pairs of runs, at 0.6 to 1.1 ms more for a request that comes alone).
+    1.6 times the requests per second in two noisy pairs of runs, at 0.6 to 1.6 ms more for a request that comes alone).
     """
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
