@@ -1,15 +1,23 @@
 """What can go wrong in training in a way that the person at the keyboard can mend.
 
 TrainingError
+├── ConfigRefused     the YAML or a value of the command line is wrong
 ├── DatasetError      a file is missing, unreadable, or not in the stated format
 ├── CheckpointError   a model folder is missing, incomplete, or of another kind
 ├── CollapsedModel    the model answers one class for nearly everything: refused
+├── SearchError       a search folder is missing, incomplete, or none of its trials succeeded
+├── TrackingError     MLflow cannot be reached, or does not hold what is asked for
+├── RegistryError     a registration, promotion or rollback that the registry refuses
 └── SettingRefused    an environment variable of this room is empty or wrong
 """
 
 
 class TrainingError(Exception):
     """Its message is one sentence that names limit, value and remedy; commands print it and exit with 2."""
+
+
+class ConfigRefused(TrainingError):
+    pass
 
 
 class DatasetError(TrainingError):
@@ -21,6 +29,18 @@ class CheckpointError(TrainingError):
 
 
 class CollapsedModel(TrainingError):
+    pass
+
+
+class SearchError(TrainingError):
+    pass
+
+
+class TrackingError(TrainingError):
+    pass
+
+
+class RegistryError(TrainingError):
     pass
 
 

@@ -1,0 +1,167 @@
+"""A search on disk: what every trial did, written by the trials, read by tracking, registry and the trainer.
+
+    <search>/
+      search.json                   Search: config, dataset, commit, the best trial once it is known
+      trials/<trial>/
+        trial.json                  Trial: what it varies, its state
+        epochs.jsonl                one line per epoch: the figures of that epoch
+        checkpoint/                 Hugging Face folder of the best epoch by dev F1, with training.json
+        dev_predictions.parquet     of that checkpoint: text, label, probabilities
+
+The folder is the truth; MLflow is a projection of it (`training.tracking`), made during the search or later.
+"""
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from training.config import TrainingConfig
+from training.errors import SearchError
+
+SEARCH, TRIAL, EPOCHS = "search.json", "trial.json", "epochs.jsonl"
+CHECKPOINT, DEV_PREDICTIONS = "checkpoint", "dev_predictions.parquet"
+
+State = Literal["running", "finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class Search:
+    """``config`` is the whole TrainingConfig as JSON values; ``best`` the trial with the highest dev F1."""
+
+    name: str
+    config: dict
+    dataset: str
+    dataset_fingerprint: str
+    git_commit: str | None
+    created: str
+    finished: str | None = None
+    best: str | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """``params`` are the values it varies, by path, such as ``{"train.learning_rate": 3e-5}``.
+
+    ``state``: finished ran to its end; stopped was ended early by ASHA or early stopping; failed names its ``error``.
+    """
+
+    name: str
+    params: dict
+    state: State = "running"
+    started: str = ""
+    ended: str | None = None
+    error: str | None = None
+    epochs: list[dict] = field(default_factory=list, compare=False)
+
+    @property
+    def best_f1(self) -> float | None:
+        """Highest dev F1 of its epochs; None before the first."""
+        return max((epoch["dev_f1"] for epoch in self.epochs), default=None)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def write_search(folder: Path, search: Search) -> None:
+    _write(folder / SEARCH, asdict(search))
+
+
+def read_search(folder: Path) -> Search:
+    return Search(**_read(folder / SEARCH))
+
+
+def search_config(search: Search) -> TrainingConfig:
+    return TrainingConfig.model_validate(search.config)
+
+
+def trial_folder(search_folder: Path, name: str) -> Path:
+    return search_folder / "trials" / name
+
+
+def write_trial(folder: Path, trial: Trial) -> None:
+    """``folder`` is the trial's own; its epochs are in their own file and not written here."""
+    facts = asdict(replace(trial, epochs=[]))
+    facts.pop("epochs")
+    _write(folder / TRIAL, facts)
+
+
+def read_trial(folder: Path) -> Trial:
+    epochs = []
+    if (folder / EPOCHS).is_file():
+        for line in (folder / EPOCHS).read_text(encoding="utf-8").splitlines():
+            try:
+                epochs.append(json.loads(line))
+            except json.JSONDecodeError:
+                break  # the last line of a killed trial may be half written
+    # A resumed trial repeats the epoch it was killed in: the later line counts.
+    by_number = {epoch["epoch"]: epoch for epoch in epochs}
+    return Trial(**_read(folder / TRIAL), epochs=[by_number[number] for number in sorted(by_number)])
+
+
+def read_trials(search_folder: Path) -> list[Trial]:
+    """In the order in which they started."""
+    folders = sorted((search_folder / "trials").glob(f"*/{TRIAL}"))
+    return sorted((read_trial(file.parent) for file in folders), key=lambda trial: (trial.started, trial.name))
+
+
+def append_epoch(folder: Path, figures: dict) -> None:
+    """``figures``: epoch (int, from 1), train_loss, dev_loss, dev_f1, dev_accuracy, learning_rate, seconds, perhaps more."""
+    with (folder / EPOCHS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(figures) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def best_trial(search_folder: Path) -> Trial:
+    """Raises:
+    SearchError: no trial has a checkpoint.
+    """
+    trials = [
+        trial
+        for trial in read_trials(search_folder)
+        if trial.state != "failed" and trial.best_f1 is not None
+        and (trial_folder(search_folder, trial.name) / CHECKPOINT / "config.json").is_file()
+    ]  # fmt: skip
+    if not trials:
+        errors = {trial.error for trial in read_trials(search_folder) if trial.error}
+        why = f"; they failed with: {'; '.join(sorted(errors))}" if errors else ""
+        raise SearchError(f"no trial of {search_folder.name} has left a checkpoint{why}")
+    return max(trials, key=lambda trial: trial.best_f1)
+
+
+def latest_search(searches: Path) -> Path:
+    """Raises:
+    SearchError: there is none.
+    """
+    found = sorted(searches.glob(f"*/{SEARCH}"), key=lambda file: _read(file)["created"])
+    if not found:
+        raise SearchError(f"{searches} holds no search; run make train first")
+    return found[-1].parent
+
+
+def _read(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise SearchError(
+            f"{file.parent} holds no {file.name}; name the folder of a search under var/searches"
+        ) from exc
+    except json.JSONDecodeError as exc:
+        raise SearchError(f"{file} is damaged ({exc}); its MLflow runs, if any, are not") from exc
+
+
+def _write(file: Path, value: dict) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=file.parent, prefix=f".{file.name}.", delete=False, encoding="utf-8"
+    ) as part:
+        json.dump(value, part, ensure_ascii=False, indent=2, default=str)
+        part.write("\n")
+        part.flush()
+        os.fsync(part.fileno())
+    os.replace(part.name, file)
