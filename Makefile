@@ -1,12 +1,14 @@
 # Nunchi: the verbs. `make` alone lists them; CI calls the same ones.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup up down export triton gateway test lint lock pretrain finetune
+.PHONY: help setup up down demo train register promote rollback export triton gateway mlflow pretrain test lint lock
 
 PY := .venv/bin/python
 REPOSITORY ?= model_repository
-CHECKPOINT ?= var/checkpoints/nano
+CONFIG ?= training/configs/nano.yaml
+CHECKPOINT ?=
 DATA ?=
+ARGS ?=
 
 # Settings of .env, where there is one, for every command below.
 ENV := set -a; [ ! -f .env ] || . ./.env; set +a;
@@ -23,14 +25,29 @@ up: setup ## start Triton and the gateway, wait for a first prediction, print th
 down: setup ## stop what `make up` started
 	@$(ENV) $(PY) -m deploy.local down
 
+demo: setup ## the whole loop on the bundled reviews: search, register, promote, export, serve, predict (var/demo)
+	@$(ENV) exec $(PY) -m deploy.demo
+
+train: setup ## search for the best model: CONFIG=yaml ARGS="--train.epochs 3 --tune.trials 4"; ARGS=--resume goes on
+	@$(ENV) exec $(PY) -m training.tune --config $(CONFIG) $(ARGS)
+
+register: setup ## read test once for the best trial of the last search, make it a Candidate: ARGS=search
+	@$(ENV) $(PY) -m training.registry register $(ARGS)
+
+promote: setup ## make a Candidate the Champion, if it passes the gates: VERSION=number
+	@$(ENV) $(PY) -m training.registry promote $(or $(VERSION),$(error promote wants VERSION=number)) $(ARGS)
+
+rollback: setup ## make the Champion before this one the Champion again
+	@$(ENV) $(PY) -m training.registry rollback
+
+export: setup ## publish the Champion as the next version: REPOSITORY=folder DATA=labelled reviews CHECKPOINT=folder
+	@$(ENV) $(PY) -m export --repository $(REPOSITORY) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(if $(DATA),--data $(DATA))
+
+mlflow: setup ## MLflow's pages, in the foreground
+	@$(ENV) exec $(PY) -m training.tracking serve
+
 pretrain: setup ## train nano's encoder from scratch: DATA=folder with NSMC's files (else downloaded)
-	@$(ENV) $(PY) -m training.pretrain $(if $(DATA),--data $(DATA))
-
-finetune: setup ## fine-tune it into a classifier: DATA=folder with NSMC's files (else downloaded)
-	@$(ENV) $(PY) -m training.finetune $(if $(DATA),--data $(DATA))
-
-export: setup ## publish a checkpoint as the next version: CHECKPOINT=folder REPOSITORY=folder DATA=labelled TSV
-	@$(ENV) $(PY) -m export --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) $(if $(DATA),--data $(DATA))
+	@$(ENV) $(PY) -m training.pretrain $(if $(DATA),--data $(DATA)) $(ARGS)
 
 triton: setup ## the embedded Triton alone, in the foreground
 	@$(ENV) exec $(PY) -m server

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import (
@@ -24,20 +24,24 @@ from transformers.utils import logging as transformers_logging
 from export.errors import CheckpointError, UnsupportedModel
 from export.graph import ACTIVATIONS
 from export.manifest import Label, Metrics, Source
+from training.config import KOREAN, POLARITY, STARS
 
 SUPPORTED = ("BertForSequenceClassification", "ElectraForSequenceClassification")
 DEFAULT_MAX_LENGTH = 128  # tokens; 95 % of NSMC's reviews have at most 53
-USUAL_NAMES = {2: ("negative", "positive"), 3: ("negative", "neutral", "positive")}
-KOREAN = {"negative": "부정", "neutral": "중립", "positive": "긍정"}
+USUAL_NAMES = {2: POLARITY, 3: STARS}
 
 
 class TrainingRecord(BaseModel):
     """What is read of `training.json`; its other figures stay there."""
 
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
     encoder: str | None = None
     max_length: int | None = None
     dataset: str | None = None
     git_commit: str | None = None
+    mlflow_run: str | None = None
+    registry_version: str | None = None
     metrics: Metrics | None = None
 
 
@@ -86,7 +90,13 @@ def read_checkpoint(folder: Path, max_length: int | None = None) -> Checkpoint:
         labels=_read_labels(config),
         max_length=length,
         pad_token_id=_pad_token_id(tokenizer, config, folder),
-        source=Source(checkpoint=folder.resolve().name, git_commit=record.git_commit, dataset=record.dataset),
+        source=Source(
+            checkpoint=folder.resolve().name,
+            git_commit=record.git_commit,
+            dataset=record.dataset,
+            mlflow_run=record.mlflow_run,
+            registry_version=record.registry_version,
+        ),
         metrics=record.metrics,
     )
 

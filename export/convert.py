@@ -12,6 +12,7 @@ from export.graph import build_graph
 from export.manifest import Attempt, Parity
 from export.parity import Measurement, Reference
 from export.quantize import RECIPES
+from export.reviews import DEFAULT_ROWS, load_reviews
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +21,21 @@ log = logging.getLogger(__name__)
 class Conversion:
     precision: str
     parity: Parity
+
+
+def convert_checkpoint(
+    checkpoint: Checkpoint, file: Path, *, precision: str = "int8", data: Path | None = None, rows: int = DEFAULT_ROWS
+) -> Conversion:
+    """Write ``file`` as `convert` does, compared with torch on at most ``rows`` of the labelled reviews of ``data``.
+
+    Raises:
+        DataError: the reviews cannot be used.
+        GateClosed: no recipe answered like torch.
+    """
+    reviews = load_reviews(data, checkpoint.labels, rows)
+    log.info("torch reads %s of the %s reviews of %s", f"{len(reviews.texts):,}", f"{reviews.found:,}", reviews.name)
+    reference = parity.measure_reference(checkpoint, checkpoint.tokenizer, reviews)
+    return convert(checkpoint, reference, precision, file)
 
 
 def convert(checkpoint: Checkpoint, reference: Reference, precision: str, file: Path) -> Conversion:

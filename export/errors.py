@@ -2,6 +2,7 @@
 
 ExportError
 ├── SettingRefused       an environment variable is empty or wrong
+├── NoChampion           no checkpoint is named, and the registry has promoted none
 ├── CheckpointError      the folder is missing, incomplete or contradicts itself
 │   └── UnsupportedModel   it is whole, but a model that this exporter cannot express
 ├── DataError            the labelled reviews of the parity gate are missing, malformed or too few
@@ -16,6 +17,10 @@ class ExportError(Exception):
 
 
 class SettingRefused(ExportError):
+    pass
+
+
+class NoChampion(ExportError):
     pass
 
 

@@ -164,7 +164,9 @@ def _embed(graph: GraphBuilder, texts: Texts, products: Products, encoder: Weigh
     embedded = Matrix(x, texts.token_count)
     if "embeddings_project.weight" not in encoder:
         return embedded
-    return products.linear(embedded, encoder["embeddings_project.weight"], encoder["embeddings_project.bias"])
+    # In fp32 whatever the recipe: so narrow a product costs no more than the operators that would quantize its input.
+    project = encoder["embeddings_project.weight"], encoder["embeddings_project.bias"]
+    return FloatProducts(graph).linear(embedded, *project)
 
 
 def _normalize(graph: GraphBuilder, x: str, weights: Weights, config: PretrainedConfig) -> str:

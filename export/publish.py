@@ -53,7 +53,7 @@ def open_stage(repository: Path, version: int | None = None) -> Iterator[Stage]:
         with _locked(repository):
             for left_behind in repository.parent.glob(f".{repository.name}.staging-*"):
                 shutil.rmtree(left_behind)
-            serving = _read_serving(repository)
+            serving = read_serving(repository)
             number = _choose_version(repository, serving, version)
             folder = Path(tempfile.mkdtemp(prefix=f".{repository.name}.staging-", dir=repository.parent))
             try:
@@ -80,7 +80,8 @@ def check_labels(stage: Stage, labels: int) -> None:
     if served != [labels]:
         raise RepositoryError(
             f"{stage.repository} serves a model with {served[0]} labels, the checkpoint has {labels}; "
-            "publish it into a repository of its own"
+            "publish it into a repository of its own, named with --repository here and with "
+            "NUNCHI_MODEL_REPOSITORY where it is served"
         )
 
 
@@ -141,7 +142,12 @@ def _locked(repository: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _read_serving(repository: Path) -> dict:
+def read_serving(repository: Path) -> dict:
+    """serving.json; empty when there is none.
+
+    Raises:
+        RepositoryError: it does not say which version serves.
+    """
     file = repository / "serving.json"
     if not file.exists():
         return {}

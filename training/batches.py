@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 
 class EncodedTexts(torch.utils.data.Dataset):
@@ -24,6 +25,21 @@ class EncodedTexts(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return {"input_ids": self.rows[index], "label": self.labels[index]}
+
+
+class LengthGroups(LengthGroupedSampler):
+    """Random batches of texts of like length, in an order that follows from seed and epoch alone.
+
+    So every worker of a trial draws the same order, and a resumed run the one that it would have drawn.
+    """
+
+    def __init__(self, texts: EncodedTexts, batch_size: int, seed: int):
+        super().__init__(batch_size, lengths=[len(row) for row in texts.rows], generator=torch.Generator())
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.generator.manual_seed(self.seed * 1_000_003 + epoch)
 
 
 class HiddenWords(torch.utils.data.Dataset):

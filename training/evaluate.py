@@ -15,6 +15,7 @@ from training.batches import EncodedTexts, pad_batch
 from training.errors import CollapsedModel
 
 COLLAPSE_SHARE = 0.98
+Z_95 = 1.959964
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,25 @@ class Metrics:
         )
 
 
+@dataclass(frozen=True)
+class PairedComparison:
+    """Two models on the same ``rows``, by McNemar's test.
+
+    ``only_first`` rows are right with the first model alone, ``only_second`` with the second alone. ``difference`` is
+    the first's accuracy less the second's, ``interval`` its 95 % interval. Shares, not points.
+    """
+
+    rows: int
+    only_first: int
+    only_second: int
+    p_value: float
+    difference: float
+    interval: tuple[float, float]
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
 def measure(dataset: str, labels: np.ndarray, predicted: np.ndarray, classes: int) -> Metrics:
     """Both arrays INT [rows], indices below ``classes``."""
     hits = int((labels == predicted).sum())
@@ -50,6 +70,28 @@ def measure(dataset: str, labels: np.ndarray, predicted: np.ndarray, classes: in
         accuracy_interval=(round(interval.low, 5), round(interval.high, 5)),
         f1=round(float(f1_score(labels, predicted, labels=range(classes), average="macro", zero_division=0)), 5),
         confusion=confusion_matrix(labels, predicted, labels=range(classes)).tolist(),
+    )
+
+
+def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> PairedComparison:
+    """Both BOOL [rows]: where each model is right. The exact two-sided test, however many rows they differ on.
+
+    The interval is Agresti and Min's (half a row added to each cell): it keeps its width where models hardly differ.
+    """
+    rows = len(first_right)
+    only_first = int((first_right & ~second_right).sum())
+    only_second = int((second_right & ~first_right).sum())
+    differing = only_first + only_second
+    p_value = binomtest(only_first, differing).pvalue if differing else 1.0
+    middle = (only_first - only_second) / (rows + 2)
+    spread = Z_95 * ((differing + 1) / (rows + 2) - middle**2) ** 0.5 / (rows + 2) ** 0.5
+    return PairedComparison(
+        rows=rows,
+        only_first=only_first,
+        only_second=only_second,
+        p_value=float(p_value),
+        difference=round((only_first - only_second) / rows, 6),
+        interval=(round(middle - spread, 6), round(middle + spread, 6)),
     )
 
 

@@ -1,124 +1,333 @@
-"""``python -m training.finetune --encoder NAME --data DIR --output DIR``: a classifier from an encoder.
+"""Fine-tuning: an encoder and reviews in, the folder of one trial out (see `training.search` for its files).
 
-The checkpoint is chosen by macro F1 on a dev part cut from train; test is read once, after that, and the figures go
-into ``training.json`` beside the weights, from where export carries them into the bundle.
+Every epoch is measured on dev and left on disk before the next one begins: its figures, the model if it is the best so
+far by macro F1, and all that going on from there needs. A run that is killed loses the epoch it was in, no more. The
+test part is never read here.
+
+It runs alone in a process, or in each of several workers under Ray Train; then they share the batches (DDP), and the
+first one alone writes.
 """
 
-import argparse
 import functools
+import json
 import logging
-import sys
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import torch
-from transformers import EvalPrediction, Trainer, TrainingArguments, set_seed
+from transformers import (
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_callback import PrinterCallback
+from transformers.utils.logging import disable_progress_bar
 
-from training.batches import EncodedTexts, HiddenWords, pad_batch
-from training.data import Dataset, cut_dev, open_dataset
-from training.encoders import load_classifier
-from training.errors import TrainingError
+from training.batches import EncodedTexts, HiddenWords, LengthGroups, pad_batch
+from training.config import TrainConfig, TrainingConfig
+from training.data import Dataset
+from training.encoders import freeze, load_classifier, parameter_groups, revision_of
+from training.errors import CollapsedModel, ConfigRefused
 from training.evaluate import Metrics, measure, predict_logits, refuse_collapsed
+from training.record import FILE as RECORD
 from training.record import encoder_name, write_record
-from training.settings import Settings, read_settings
+from training.search import CHECKPOINT, DEV_PREDICTIONS, EPOCHS, append_epoch
 
 log = logging.getLogger(__name__)
 
-LABELS = ["negative", "positive"]
+WORK = "work"  # checkpoints to go on from, removed when the run has ended
+WHOLE = "whole"  # marks one that was written to its end
+
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+EVALUATION_BATCH = 256
+PROGRESS_SECONDS = 30
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Hyperparameters of one run; the defaults are ``nano``'s (KcBERT and its like want a rate of 2e-5 to 5e-5).
+class Finetuned:
+    """The best epoch, as it was written and read again: FP32, in evaluation mode."""
 
-    ``evaluations`` is how often per epoch dev is measured and a checkpoint kept.
-    """
-
-    epochs: float = 1
-    batch_size: int = 128
-    learning_rate: float = 2e-4
-    warmup: float = 0.06  # share of the steps; without it about one run in nine collapses at 5e-5
-    weight_decay: float = 0.01
-    label_smoothing: float = 0.05
-    dropout: float = 0.0
-    word_dropout: float = 0.15  # share of the tokens hidden behind [MASK]: keeps it from learning reviews by heart
-    max_length: int = 128
-    dev_share: float = 0.05
-    evaluations: int = 3
-    seed: int = 1
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    dev_metrics: dict
+    folder: Path
 
 
-def finetune(encoder: str, dataset: Dataset, output: Path, recipe: Recipe) -> Metrics:
-    """Train, choose on dev, measure on test, write ``output``; returns the test metrics.
+def finetune(
+    config: TrainingConfig,
+    dataset: Dataset,
+    folder: Path,
+    *,
+    callbacks: Sequence[Callable[[dict], None]] = (),
+    resume: bool = False,
+) -> Finetuned:
+    """Train on the dataset's train part and choose the best epoch on dev; ``folder`` is the trial's.
+
+    Args:
+        callbacks: each is called in every worker with an epoch's figures, once they are on disk.
+        resume: go on from the last whole epoch in ``folder``; without one, or without ``resume``, begin anew.
 
     Raises:
-        TrainingError: data or encoder cannot be used, or the model collapsed.
+        ConfigRefused: a value does not fit this machine, this encoder or the number of workers.
+        DatasetError, CheckpointError: data or encoder cannot be used.
+        CollapsedModel: every epoch's model answers one class; there is no checkpoint.
     """
-    set_seed(recipe.seed)
-    train, dev = cut_dev(dataset.train(), recipe.dev_share)
-    model, tokenizer = load_classifier(encoder, LABELS, dropout=recipe.dropout)
+    if resume and _has_ended(folder):
+        return _finished(config, dataset, folder)
+    workers = _workers()
+    _refuse_unfit(config.train, workers)
+    disable_progress_bar()  # it counts the files that are written
+    set_seed(config.train.seed)
+    train, dev = dataset.learning_parts()
+    model, tokenizer = load_classifier(config.model.encoder, list(dataset.labels), dropout=config.model.dropout)
+    freeze(model, config.model.unfrozen_layers)
+    if config.train.word_dropout and tokenizer.mask_token_id is None:
+        raise ConfigRefused(
+            f"train.word_dropout is {config.train.word_dropout}, but {config.model.encoder} has no [MASK] token to "
+            "hide words behind; set it to 0"
+        )
+    start = _resume_point(folder) if resume else None
+    if start is None and _first_worker():
+        _clear(folder)
+    epochs = _settle_epochs(folder, start)
+    keeper = EpochKeeper(config, dataset, folder, tokenizer, dev, epochs, callbacks)
+    if not keeper.over:
+        trainer = _trainer(config, model, tokenizer, train, keeper, workers)
+        trainer.train(resume_from_checkpoint=start and str(start))
+        trainer.accelerator.wait_for_everyone()  # the first worker may still be writing
+    return _finished(config, dataset, folder)
 
-    def encode(rows) -> EncodedTexts:
-        return EncodedTexts(tokenizer, rows.document.tolist(), rows.label.tolist(), recipe.max_length)
 
-    dev_texts = encode(dev)
-    steps_per_epoch = -(-len(train) // recipe.batch_size)
-    pause = max(1, steps_per_epoch // recipe.evaluations)
-    trainer = Trainer(
+def _trainer(config: TrainingConfig, model, tokenizer, train: pd.DataFrame, keeper: "EpochKeeper", workers: int):
+    recipe = config.train
+    texts = _encode(train, tokenizer, config.model.max_length)
+    groups = parameter_groups(
+        model,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        layer_decay=recipe.layer_decay,
+    )
+    args = TrainingArguments(
+        output_dir=str(keeper.folder / WORK),
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size // workers,
+        per_device_eval_batch_size=EVALUATION_BATCH,
+        learning_rate=recipe.learning_rate,
+        warmup_steps=recipe.warmup,
+        lr_scheduler_type=SCHEDULES[recipe.schedule],
+        label_smoothing_factor=recipe.label_smoothing,
+        bf16=recipe.precision == "bf16",
+        fp16=recipe.precision == "fp16",
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        logging_nan_inf_filter=False,  # a loss that is no number is to be seen
+        disable_tqdm=True,
+        report_to="none",
+        seed=recipe.seed,
+    )
+    args._n_gpu = min(1, args.n_gpu)  # several GPUs are for several workers; threads in one (DataParallel) are slower
+    trainer = GroupedTrainer(
         model=model,
-        args=TrainingArguments(
-            output_dir=str(output.with_name(f"{output.name}.work")),
-            num_train_epochs=recipe.epochs,
-            per_device_train_batch_size=recipe.batch_size,
-            per_device_eval_batch_size=256,
-            learning_rate=recipe.learning_rate,
-            warmup_steps=recipe.warmup,
-            weight_decay=recipe.weight_decay,
-            label_smoothing_factor=recipe.label_smoothing,
-            lr_scheduler_type="linear",
-            bf16=True,
-            use_cpu=not torch.cuda.is_available(),
-            train_sampling_strategy="group_by_length",
-            remove_unused_columns=False,
-            eval_strategy="steps",
-            save_strategy="steps",
-            eval_steps=pause,
-            save_steps=pause,
-            save_total_limit=2,
-            load_best_model_at_end=True,
-            metric_for_best_model="f1",
-            logging_steps=max(1, pause // 4),
-            report_to="none",
-            seed=recipe.seed,
-        ),
-        train_dataset=HiddenWords(encode(train), tokenizer.mask_token_id, recipe.word_dropout),
-        eval_dataset=dev_texts,
+        args=args,
+        train_dataset=HiddenWords(texts, tokenizer.mask_token_id, recipe.word_dropout)
+        if recipe.word_dropout
+        else texts,
+        eval_dataset=keeper.dev_texts,
         data_collator=functools.partial(pad_batch, pad_token_id=tokenizer.pad_token_id),
         compute_metrics=_dev_metrics,
+        optimizers=(torch.optim.AdamW(groups, lr=recipe.learning_rate), None),
+        callbacks=[keeper],
     )
-    trainer.train()
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    trainer.sampler = LengthGroups(texts, args.train_batch_size, recipe.seed)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
-    # What is measured is what was written: the trainer's copy computes in bfloat16.
-    model, tokenizer = load_classifier(str(output), LABELS)
-    refuse_collapsed(predict_logits(model, dev_texts).argmax(1), dev.label.to_numpy())
-    dev_metrics = _measure(f"{dataset.name} dev", model, dev_texts, dev)
-    log.info("%s", dev_metrics)
-    test = dataset.test()
-    test_metrics = _measure(f"{dataset.name} test", model, encode(test), test)
-    log.info("%s", test_metrics)
-    write_record(
-        output,
-        encoder=encoder_name(encoder),
-        labels=LABELS,
-        max_length=recipe.max_length,
-        dataset=dataset,
-        recipe=vars(recipe),
-        dev_metrics=dev_metrics.as_dict(),
-        metrics=test_metrics.as_dict(),
-    )
-    return test_metrics
+
+class GroupedTrainer(Trainer):
+    """The Trainer with our sampler: its own grouping by length draws another order after a resume."""
+
+    sampler: LengthGroups
+
+    def _get_train_sampler(self, train_dataset=None) -> LengthGroups:
+        return self.sampler
+
+
+class EpochKeeper(TrainerCallback):
+    """Leaves each epoch on disk, says how it went, and ends a run that gets no better.
+
+    ``epochs`` are the figures of those that are whole; `append_epoch` says what they hold.
+    """
+
+    def __init__(self, config: TrainingConfig, dataset: Dataset, folder: Path, tokenizer, dev, epochs, callbacks):
+        self.config = config
+        self.dataset = dataset
+        self.folder = folder
+        self.tokenizer = tokenizer
+        self.dev = dev
+        self.dev_texts = _encode(dev, tokenizer, config.model.max_length)
+        self.epochs = epochs
+        self.callbacks = callbacks
+        self.published_f1 = _published_f1(folder, epochs)
+        self.began = self.spoke = time.monotonic()
+
+    @property
+    def over(self) -> bool:
+        """The last epoch has been, or as many as ``early_stopping`` in a row brought no better F1."""
+        if not self.epochs:
+            return False
+        scores = [epoch["dev_f1"] for epoch in self.epochs]
+        patience = self.config.train.early_stopping or math.inf
+        return len(scores) >= self.config.train.epochs or len(scores) - 1 - scores.index(max(scores)) >= patience
+
+    def on_epoch_begin(self, args, state, control, **_):
+        self.began = self.spoke = time.monotonic()
+
+    def on_step_end(self, args, state, control, **_):
+        now = time.monotonic()
+        if now - self.spoke >= PROGRESS_SECONDS and state.is_world_process_zero:
+            self.spoke = now
+            share = state.global_step / state.max_steps * args.num_train_epochs - len(self.epochs)
+            left = (now - self.began) / max(share, 1e-9) * (args.num_train_epochs - len(self.epochs) - share)
+            log.info("epoch %s/%s: %.0f %%, %s left", len(self.epochs) + 1, args.num_train_epochs, 100 * share,
+                     duration(left))  # fmt: skip
+
+    def on_save(self, args, state, control, model=None, **_):
+        # The order matters to who resumes: the mark comes last, and until then the epoch before is where it goes on.
+        figures = self._figures(state)
+        if state.is_world_process_zero:
+            best = figures["dev_f1"] > self.published_f1 and self._publish(model, figures)
+            append_epoch(self.folder, figures)
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (checkpoint / WHOLE).touch()
+            for older in Path(args.output_dir).glob("checkpoint-*"):
+                if older != checkpoint:
+                    shutil.rmtree(older)
+            self._say(figures, best)
+        self.epochs.append(figures)
+        for callback in self.callbacks:
+            callback(figures)
+        if self.over:
+            control.should_training_stop = True
+
+    def _figures(self, state) -> dict:
+        dev = next(entry for entry in reversed(state.log_history) if "eval_f1" in entry)
+        train = next(entry for entry in reversed(state.log_history) if "loss" in entry)
+        return {
+            "epoch": len(self.epochs) + 1,
+            "train_loss": train["loss"],
+            "dev_loss": dev["eval_loss"],
+            "dev_f1": dev["eval_f1"],
+            "dev_accuracy": dev["eval_accuracy"],
+            "learning_rate": train["learning_rate"],
+            "seconds": round(time.monotonic() - self.began, 3),
+        }
+
+    def _publish(self, model: PreTrainedModel, figures: dict) -> bool:
+        """Put this epoch's model in the place of the best one before; not when it has collapsed."""
+        part, target = self.folder / f"{CHECKPOINT}.part", self.folder / CHECKPOINT
+        shutil.rmtree(part, ignore_errors=True)
+        model.save_pretrained(part)
+        self.tokenizer.save_pretrained(part)
+        # What is measured is what was written: the trainer's own copy computes in its precision.
+        written, _ = load_classifier(str(part), list(self.dataset.labels))
+        logits = predict_logits(written.to(model.device), self.dev_texts, EVALUATION_BATCH)
+        labels = self.dev.label.to_numpy()
+        try:
+            refuse_collapsed(logits.argmax(1), labels)
+        except CollapsedModel as exc:
+            log.warning("epoch %s: %s", figures["epoch"], exc)
+            shutil.rmtree(part)
+            return False
+        metrics = measure(f"{self.dataset.name} dev", labels, logits.argmax(1), logits.shape[1])
+        self._record(part, revision_of(model), figures["epoch"], metrics)
+        if target.exists():
+            old = self.folder / f"{CHECKPOINT}.old"
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+            part.rename(target)
+            shutil.rmtree(old)
+        else:
+            part.rename(target)
+        self._write_predictions(logits)
+        self.published_f1 = figures["dev_f1"]
+        return True
+
+    def _record(self, checkpoint: Path, revision: str | None, epoch: int, metrics: Metrics) -> None:
+        write_record(
+            checkpoint,
+            encoder=encoder_name(self.config.model.encoder),
+            labels=list(self.dataset.labels),
+            max_length=self.config.model.max_length,
+            dataset=self.dataset,
+            encoder_revision=revision,
+            config=self.config.model_dump(mode="json"),
+            epoch=epoch,
+            dev_metrics=metrics.as_dict(),
+        )
+
+    def _write_predictions(self, logits) -> None:
+        probabilities = torch.from_numpy(logits).softmax(1).tolist()
+        rows = pd.DataFrame({"text": self.dev.document, "label": self.dev.label, "probabilities": probabilities})
+        part = self.folder / f"{DEV_PREDICTIONS}.part"
+        rows.to_parquet(part, index=False)
+        part.replace(self.folder / DEV_PREDICTIONS)
+
+    def _say(self, figures: dict, best: bool) -> None:
+        left = (self.config.train.epochs - figures["epoch"]) * figures["seconds"]
+        log.info(
+            "epoch %s/%s: dev F1 %.4f%s, accuracy %.4f, loss %.4f on train and %.4f on dev, %s, %s",
+            figures["epoch"], self.config.train.epochs, figures["dev_f1"], " (best)" if best else "",
+            figures["dev_accuracy"], figures["train_loss"], figures["dev_loss"], duration(figures["seconds"]),
+            f"about {duration(left)} left" if left else "the last one",
+        )  # fmt: skip
+
+
+def duration(seconds: float) -> str:
+    """As a person says it: 45 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _refuse_unfit(recipe: TrainConfig, workers: int) -> None:
+    if recipe.batch_size % workers:
+        raise ConfigRefused(
+            f"train.batch_size is {recipe.batch_size}, which {workers} workers (tune.workers_per_trial) cannot share "
+            f"evenly; take a multiple of {workers}"
+        )
+    if recipe.precision == "fp16" and not torch.cuda.is_available():
+        raise ConfigRefused(
+            "train.precision is fp16, which needs a CUDA GPU, and there is none here; take bf16 or fp32"
+        )
+    if recipe.precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise ConfigRefused(
+            f"train.precision is bf16, which {torch.cuda.get_device_name()} does not compute in; take fp16 or fp32"
+        )
+
+
+def _workers() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def _first_worker() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def _encode(rows: pd.DataFrame, tokenizer: PreTrainedTokenizerFast, max_length: int) -> EncodedTexts:
+    return EncodedTexts(tokenizer, rows.document.tolist(), rows.label.tolist(), max_length)
 
 
 def _dev_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -127,37 +336,63 @@ def _dev_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": metrics.accuracy, "f1": metrics.f1}
 
 
-def _measure(name: str, model, texts: EncodedTexts, rows) -> Metrics:
-    logits = predict_logits(model, texts)
-    return measure(name, rows.label.to_numpy(), logits.argmax(1), logits.shape[1])
+def _clear(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (WORK, CHECKPOINT):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (EPOCHS, DEV_PREDICTIONS):
+        (folder / name).unlink(missing_ok=True)
 
 
-def main(argv: list[str] | None = None) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    try:
-        settings = read_settings()
-        options = _parser(settings).parse_args(argv)
-        dataset = open_dataset(options.data, name=options.name, cache=settings.var / "data")
-        recipe = Recipe(**{field: getattr(options, field) for field in vars(Recipe())})
-        finetune(options.encoder, dataset, options.output, recipe)
-    except TrainingError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 2
-    log.info("wrote %s", options.output)
-    return 0
+def _has_ended(folder: Path) -> bool:
+    return (folder / CHECKPOINT / RECORD).is_file() and not (folder / WORK).exists()
 
 
-def _parser(settings: Settings) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training.finetune", description="Fine-tune an encoder on reviews.")
-    pretrained = settings.var / "checkpoints" / "nano-pretrained"
-    parser.add_argument("--encoder", default=str(pretrained), help=f"a name, folder or hub id (default: {pretrained})")
-    parser.add_argument("--data", type=Path, help="folder with NSMC's files (default: official NSMC, downloaded)")
-    parser.add_argument("--name", help="what the figures call the data (default: NSMC, or the folder's name)")
-    parser.add_argument("--output", type=Path, default=settings.var / "checkpoints" / "nano")
-    for field, value in vars(Recipe()).items():
-        parser.add_argument(f"--{field.replace('_', '-')}", type=type(value), default=value, help=f"default {value}")
-    return parser
+def _resume_point(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end."""
+    whole = [mark.parent for mark in (folder / WORK).glob(f"checkpoint-*/{WHOLE}")]
+    return max(whole, key=lambda checkpoint: int(checkpoint.name.rpartition("-")[2]), default=None)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _settle_epochs(folder: Path, start: Path | None) -> list[dict]:
+    """The figures of the epochs up to the checkpoint ``start``; later and half-written lines leave the file."""
+    if start is None:
+        return []
+    last = round(json.loads((start / "trainer_state.json").read_text(encoding="utf-8"))["epoch"])
+    kept = {}
+    for line in (folder / EPOCHS).read_text(encoding="utf-8").splitlines():
+        try:
+            figures = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if figures["epoch"] <= last:
+            kept[figures["epoch"]] = figures
+    epochs = [kept[number] for number in sorted(kept)]
+    if _first_worker():
+        part = folder / f"{EPOCHS}.part"
+        part.write_text("".join(json.dumps(figures) + "\n" for figures in epochs), encoding="utf-8")
+        part.replace(folder / EPOCHS)
+    return epochs
+
+
+def _published_f1(folder: Path, epochs: list[dict]) -> float:
+    """Dev F1 of the epoch in ``checkpoint/``; minus infinity where there is none, or its epoch is to be repeated."""
+    record = folder / CHECKPOINT / RECORD
+    if not record.is_file():
+        return -math.inf
+    epoch = json.loads(record.read_text(encoding="utf-8"))["epoch"]
+    return next((figures["dev_f1"] for figures in epochs if figures["epoch"] == epoch), -math.inf)
+
+
+def _finished(config: TrainingConfig, dataset: Dataset, folder: Path) -> Finetuned:
+    checkpoint = folder / CHECKPOINT
+    if _first_worker():
+        shutil.rmtree(folder / WORK, ignore_errors=True)
+    if not (checkpoint / RECORD).is_file():
+        raise CollapsedModel(
+            f"after each of {config.train.epochs} epochs the model answers one class for nearly all dev reviews; "
+            "train again with a lower learning rate or a longer warm-up"
+        )
+    model, tokenizer = load_classifier(str(checkpoint), list(dataset.labels))
+    record = json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))
+    return Finetuned(model.eval(), tokenizer, record["dev_metrics"], folder)

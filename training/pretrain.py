@@ -5,18 +5,22 @@ Learns a WordPiece vocabulary from the reviews, then trains a small ELECTRA-shap
 * the masked word (15 % of the tokens; Devlin et al. 2019, arXiv:1810.04805), which teaches the language of reviews, and
 * the stars of the same masked review (three bands: 1-4, 5-8, 9-10), which is weak supervision that every crawl brings.
 
-The output is a Hugging Face folder, an ``ElectraForSequenceClassification`` over three bands, from which
-``training.finetune`` starts. ``nano`` is shallow and wide in its vocabulary on purpose: looking an embedding up costs
-nothing at serving time, while every layer costs 2 x its parameters per token.
+The output is a Hugging Face folder, an ``ElectraForSequenceClassification`` over three bands, from which every
+fine-tuning starts. ``nano`` is shallow and wide in its vocabulary on purpose: looking an embedding up costs nothing at
+serving time, while every layer costs 2 x its parameters per token.
+
+With ``--start FOLDER --embedding-size 128`` an encoder goes on from an earlier one whose embedding table is made
+smaller first (`training.shrink`).
 """
 
 import argparse
 import functools
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import (
@@ -31,10 +35,13 @@ from transformers.models.electra.modeling_electra import ElectraGeneratorPredict
 from transformers.trainer_utils import get_last_checkpoint
 
 from training.batches import EncodedTexts, pad_batch
+from training.config import DatasetConfig
 from training.data import STAR_LABELS, open_dataset
+from training.encoders import load_classifier
 from training.errors import TrainingError
 from training.record import write_record
 from training.settings import Settings, read_settings
+from training.shrink import shrink_embeddings
 from training.vocabulary import SPECIAL_TOKENS, train_tokenizer
 
 log = logging.getLogger(__name__)
@@ -76,10 +83,10 @@ class Shape:
 class MaskedStars(nn.Module):
     """The encoder with both heads; ``forward`` gives the summed loss and the stars' logits FP32 [batch, 3]."""
 
-    def __init__(self, config: ElectraConfig):
+    def __init__(self, classifier: ElectraForSequenceClassification):
         super().__init__()
-        self.config = config
-        self.classifier = ElectraForSequenceClassification(config)
+        self.config = config = classifier.config
+        self.classifier = classifier
         self.word_head = ElectraGeneratorPredictions(config)
         self.word_bias = nn.Parameter(torch.zeros(config.vocab_size))
 
@@ -133,26 +140,35 @@ def pretrain(
     labels: list[int],
     output: Path,
     *,
-    shape: Shape,
+    start: Path | Shape,
+    embedding_size: int | None = None,
     epochs: float,
     batch_size: int,
     learning_rate: float,
     seed: int,
+    half: bool = False,
 ) -> Path:
-    """Learn vocabulary and encoder; write the folder ``output`` and return it.
+    """Learn an encoder, and its vocabulary when it starts from a bare shape; write the folder ``output`` and return it.
 
     Interrupted, it goes on from the last checkpoint beside it when called again with the same arguments.
+
+    Args:
+        half: write the weights in half precision, as shipped encoders are; the default is FP32.
+        start: a shape, or an earlier encoder's folder; then `embedding_size` makes its table smaller first.
     """
     work = output.with_name(f"{output.name}.work")
     set_seed(seed)
-    tokenizer_folder = work / "tokenizer"
-    if tokenizer_folder.is_dir():
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
+    if isinstance(start, Shape):
+        tokenizer = _vocabulary(texts, start, work / "tokenizer")
+        classifier = ElectraForSequenceClassification(start.config())
+        encoded = EncodedTexts(tokenizer, texts, labels, start.max_length)
     else:
-        log.info("learning a vocabulary of %s pieces from %s reviews", f"{shape.vocab_size:,}", f"{len(texts):,}")
-        tokenizer = train_tokenizer(texts, shape.vocab_size, max_length=shape.max_length)
-        tokenizer.save_pretrained(tokenizer_folder)
-    model = MaskedStars(shape.config())
+        classifier, tokenizer = load_classifier(str(start), STAR_LABELS, dropout=0.0)
+        encoded = EncodedTexts(tokenizer, texts, labels, classifier.config.max_position_embeddings)
+        if embedding_size:
+            classifier, kept = shrink_embeddings(classifier, embedding_size, _word_counts(encoded, len(tokenizer)))
+            log.info("embeddings of %d keep %.1f %% of what the reviews use", embedding_size, 100 * kept)
+    model = MaskedStars(classifier)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
@@ -173,13 +189,25 @@ def pretrain(
             report_to="none",
             seed=seed,
         ),
-        train_dataset=EncodedTexts(tokenizer, texts, labels, shape.max_length),
+        train_dataset=encoded,
         data_collator=functools.partial(masked_batch, tokenizer=tokenizer),
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)))
-    model.classifier.save_pretrained(output)
+    (model.classifier.half() if half else model.classifier).save_pretrained(output)
     tokenizer.save_pretrained(output)
     return output
+
+
+def _vocabulary(texts: list[str], shape: Shape, folder: Path) -> PreTrainedTokenizerFast:
+    """Learned once: an interrupted pretraining must go on with the same one."""
+    if not folder.is_dir():
+        log.info("learning a vocabulary of %s pieces from %s reviews", f"{shape.vocab_size:,}", f"{len(texts):,}")
+        train_tokenizer(texts, shape.vocab_size, max_length=shape.max_length).save_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def _word_counts(texts: EncodedTexts, vocab_size: int) -> np.ndarray:
+    return np.bincount(torch.cat(texts.rows).numpy(), minlength=vocab_size)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -187,26 +215,28 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = read_settings()
         options = _parser(settings).parse_args(argv)
-        dataset = open_dataset(options.data, cache=settings.var / "data")
+        dataset = open_dataset(DatasetConfig(folder=options.data), cache=settings.var / "data")
         reviews = dataset.star_reviews().head(options.limit or sys.maxsize)
         log.info("%s reviews of %s, fingerprint %s", f"{len(reviews):,}", dataset.name, dataset.fingerprint)
-        shape = Shape()
         pretrain(
             reviews.document.tolist(),
             reviews.label.tolist(),
             options.output,
-            shape=shape,
+            start=options.start or replace(Shape(), embedding_size=options.embedding_size or Shape.embedding_size),
+            embedding_size=options.embedding_size,
             epochs=options.epochs,
             batch_size=options.batch_size,
             learning_rate=options.learning_rate,
             seed=options.seed,
+            half=options.half,
         )
         recipe = {name: getattr(options, name) for name in ("epochs", "batch_size", "learning_rate", "seed", "limit")}
+        recipe |= {"start": options.start and options.start.name, "embedding_size": options.embedding_size}
         write_record(
             options.output,
             encoder="nano",
             labels=STAR_LABELS,
-            max_length=shape.max_length,
+            max_length=Shape().max_length,
             dataset=dataset,
             recipe=recipe,
         )
@@ -220,11 +250,14 @@ def main(argv: list[str] | None = None) -> int:
 def _parser(settings: Settings) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.pretrain", description="Train an encoder from scratch.")
     parser.add_argument("--data", type=Path, help="folder with NSMC's files (default: official NSMC, downloaded)")
-    parser.add_argument("--output", type=Path, default=settings.var / "checkpoints" / "nano-pretrained")
+    parser.add_argument("--output", type=Path, default=settings.var / "checkpoints" / "nano-wide")
+    parser.add_argument("--start", type=Path, help="go on from this encoder instead of from nothing")
+    parser.add_argument("--embedding-size", type=int, help="of a new encoder, or to make that of --start smaller")
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--batch-size", type=int, default=256, help="reviews per step")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--limit", type=int, help="read only the first N reviews (for a trial)")
+    parser.add_argument("--half", action="store_true", help="write the weights in half precision")
     parser.add_argument("--seed", type=int, default=1)
     return parser
 

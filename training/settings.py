@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from training.errors import SettingRefused
@@ -23,6 +23,9 @@ class Settings(BaseSettings):
 
     mlflow_tracking_uri: str | None = None
     """An MLflow server; without one, SQLite and files under ``var``."""
+
+    mlflow_port: int = Field(5050, ge=1, le=65535)
+    """Where ``make mlflow`` shows the pages of what lies under ``var``."""
 
     registered_model: str = "sentiment"
     """Name of the registered model in MLflow."""

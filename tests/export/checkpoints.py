@@ -23,7 +23,11 @@ SUBJECTS += ["예고편", "자막", "화질", "배송", "포장", "가격", "국
 DEGREES = ["정말", "생각보다", "솔직히"]
 PRAISE = ["좋다", "최고", "훌륭하다", "감동", "추천", "재미있다", "사랑스럽다", "완벽하다", "만족", "또 본다"]
 BLAME = ["별로", "최악", "지루하다", "실망", "아깝다", "엉망", "답답하다", "후회", "짜증", "안 좋다"]
-VOCABULARY = SPECIAL + sorted({word for phrase in [*SUBJECTS, *DEGREES, *PRAISE, *BLAME] for word in phrase.split()})
+SHRUG = ["보통", "무난하다", "평범하다", "그저 그렇다", "그럭저럭", "쏘쏘", "중간", "애매하다", "반반", "볼 만은 하다"]
+VERDICTS = {2: (BLAME, PRAISE), 3: (BLAME, SHRUG, PRAISE)}
+VOCABULARY = SPECIAL + sorted(
+    {word for phrase in [*SUBJECTS, *DEGREES, *BLAME, *SHRUG, *PRAISE] for word in phrase.split()}
+)
 
 _SMALL = dict(
     vocab_size=len(VOCABULARY), hidden_size=32, num_attention_heads=4, intermediate_size=64, max_position_embeddings=40
@@ -39,13 +43,15 @@ CONFIGS: dict[str, PretrainedConfig] = {
 }
 
 
-def labelled_reviews() -> list[tuple[str, int]]:
-    """1,200 texts of one to three clauses that agree with each other, in a mixed order, half of them positive."""
+def labelled_reviews(labels: int = 2) -> list[tuple[str, int]]:
+    """600 texts per label, of one to three clauses that agree with each other, in a mixed order."""
     rows = []
-    for number, (subject, degree, place) in enumerate(itertools.product(SUBJECTS, DEGREES, range(20))):
-        verdicts, label = (PRAISE, 1) if place % 2 else (BLAME, 0)
-        more = [f"{SUBJECTS[(number + 5 * step) % 20]} {verdicts[(place + step) % 10]}" for step in range(number % 3)]
-        rows.append((", ".join([f"{subject} {degree} {verdicts[place // 2]}", *more]), label))
+    for number, (subject, degree, place) in enumerate(itertools.product(SUBJECTS, DEGREES, range(10 * labels))):
+        label = place % labels
+        verdicts = VERDICTS[labels][label]
+        clauses = number // labels % 3
+        more = [f"{SUBJECTS[(number + 5 * step) % 20]} {verdicts[(place + step) % 10]}" for step in range(clauses)]
+        rows.append((", ".join([f"{subject} {degree} {verdicts[place // labels]}", *more]), label))
     return [rows[index * 7 % len(rows)] for index in range(len(rows))]
 
 

@@ -152,3 +152,11 @@ def test_int8_gives_finite_answers_when_a_matrix_is_all_zero(model, texts):
         found = run(load(graph_of(model, INT8, **zeros)), *pad(texts, 0))
         exact = run(load(graph_of(model, FP32, **zeros)), *pad(texts, 0))
         np.testing.assert_allclose(found, exact, atol=0.5)
+
+
+def test_narrow_embeddings_are_projected_exactly_whatever_the_recipe():
+    model = make_model(CONFIGS["electra, projection"])
+    projection = model.state_dict()["electra.embeddings_project.weight"].numpy()
+    for recipe in (INT8, FP32):
+        weights = [onnx.numpy_helper.to_array(each) for each in graph_of(model, recipe).graph.initializer]
+        assert any(each.dtype == np.float32 and np.array_equal(each, projection) for each in weights)

@@ -8,13 +8,16 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 from transformers import BertTokenizer as BertTokenizerFast
 
-from training import finetune, pretrain
+from training import pretrain
 from training.batches import EncodedTexts, pad_batch
+from training.config import POLARITY, DatasetConfig, TrainingConfig, override
 from training.data import SAMPLE, TEST, TRAIN, open_dataset, read_reviews
 from training.encoders import load_classifier
-from training.errors import CheckpointError
+from training.errors import CheckpointError, CollapsedModel, ConfigRefused
 from training.evaluate import predict_logits
+from training.finetune import finetune
 from training.record import encoder_name
+from training.search import CHECKPOINT, EPOCHS
 from training.vocabulary import SPECIAL_TOKENS, train_tokenizer
 
 TINY = pretrain.Shape(
@@ -23,7 +26,7 @@ TINY = pretrain.Shape(
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
+def reviews_folder(tmp_path_factory):
     """Sentences of bundled words in which one of a few telling words decides: learnable in seconds, not by heart."""
     folder = tmp_path_factory.mktemp("generated")
     chance = random.Random(1)
@@ -37,7 +40,12 @@ def dataset(tmp_path_factory):
     for name, rows in ((TRAIN, 1000), (TEST, 200)):
         lines = [f"{index}\t{sentence(index % 2)}\t{index % 2}" for index in range(rows)]
         (folder / name).write_text("\n".join(["id\tdocument\tlabel", *lines]) + "\n", encoding="utf-8")
-    return open_dataset(folder, name="generated", cache=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(reviews_folder):
+    return open_dataset(DatasetConfig(name="generated", folder=reviews_folder, dev_share=0.15), cache=reviews_folder)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +55,7 @@ def pretrained(dataset, tmp_path_factory):
         reviews.document.tolist(),
         reviews.label.tolist(),
         tmp_path_factory.mktemp("pretrained") / "tiny",
-        shape=TINY,
+        start=TINY,
         epochs=2,
         batch_size=32,
         learning_rate=3e-3,
@@ -56,12 +64,21 @@ def pretrained(dataset, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finetuned(dataset, pretrained, tmp_path_factory):
-    output = tmp_path_factory.mktemp("finetuned") / "tiny"
-    recipe = finetune.Recipe(
-        epochs=6, batch_size=32, learning_rate=1e-3, word_dropout=0.05, max_length=48, dev_share=0.15
+def config(pretrained) -> TrainingConfig:
+    return TrainingConfig(
+        model={"encoder": str(pretrained), "max_length": 48},
+        train={"epochs": 4, "batch_size": 32, "learning_rate": 1e-3, "word_dropout": 0.05, "precision": "fp32"},
     )
-    return output, finetune.finetune(str(pretrained), dataset, output, recipe)
+
+
+@pytest.fixture(scope="module")
+def finetuned(config, dataset, tmp_path_factory):
+    return finetune(config, dataset, tmp_path_factory.mktemp("finetuned") / "trial-01")
+
+
+def read_epochs(folder) -> list[dict]:
+    epochs = [json.loads(line) for line in (folder / EPOCHS).read_text(encoding="utf-8").splitlines()]
+    return [{name: value for name, value in epoch.items() if name != "seconds"} for epoch in epochs]
 
 
 def test_the_pretrained_folder_is_a_plain_hugging_face_classifier_over_stars(pretrained):
@@ -70,29 +87,75 @@ def test_the_pretrained_folder_is_a_plain_hugging_face_classifier_over_stars(pre
     assert model.num_parameters() < 200_000
 
 
-def test_finetuning_finds_the_words_that_tell(finetuned):
-    _, metrics = finetuned
-    assert metrics.rows == 200
-    assert metrics.accuracy > 0.9
-
-
-def test_the_saved_model_repeats_the_recorded_figures(finetuned, dataset):
-    output, metrics = finetuned
-    record = json.loads((output / "training.json").read_text(encoding="utf-8"))
-    model, tokenizer = load_classifier(str(output), record["labels"])
+def test_finetuning_finds_the_words_that_tell(finetuned, dataset):
     test = dataset.test()
-    texts = EncodedTexts(tokenizer, test.document.tolist(), test.label.tolist(), record["max_length"])
-    accuracy = (predict_logits(model, texts).argmax(1) == test.label.to_numpy()).mean()
-    assert accuracy == pytest.approx(record["metrics"]["accuracy"]) == pytest.approx(metrics.accuracy)
+    texts = EncodedTexts(finetuned.tokenizer, test.document.tolist(), test.label.tolist(), 48)
+    assert (predict_logits(finetuned.model, texts).argmax(1) == test.label.to_numpy()).mean() > 0.9
+
+
+def test_the_checkpoint_repeats_the_recorded_dev_figures(finetuned, dataset):
+    checkpoint = finetuned.folder / CHECKPOINT
+    record = json.loads((checkpoint / "training.json").read_text(encoding="utf-8"))
+    model, tokenizer = load_classifier(str(checkpoint), record["labels"])
+    _, dev = dataset.learning_parts()
+    texts = EncodedTexts(tokenizer, dev.document.tolist(), dev.label.tolist(), record["max_length"])
+    accuracy = (predict_logits(model, texts).argmax(1) == dev.label.to_numpy()).mean()
+    assert accuracy == pytest.approx(record["dev_metrics"]["accuracy"], abs=1e-5)
+    assert record["dev_metrics"] == finetuned.dev_metrics
+    best = max(read_epochs(finetuned.folder), key=lambda epoch: epoch["dev_f1"])
+    assert record["epoch"] == best["epoch"]
     assert record["dataset_fingerprint"] == dataset.fingerprint
     assert record["encoder"] == "tiny"  # the folder's name, as the encoder brought no record of its own
-    assert encoder_name(str(output)) == "tiny"
+    assert encoder_name(str(checkpoint)) == "tiny"
     assert encoder_name("kcbert-base") == "kcbert-base"
 
 
+class Killed(BaseException):
+    """Ends a run as a signal would: nothing in it may catch this."""
+
+
+def test_a_run_that_is_cut_off_in_an_epoch_goes_on_to_the_same_end(finetuned, config, dataset, tmp_path):
+    def cut(figures):
+        if figures["epoch"] == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        finetune(config, dataset, tmp_path, callbacks=[cut])
+    with (tmp_path / EPOCHS).open("a", encoding="utf-8") as file:
+        file.write('{"epoch": 3, "dev_')  # as a killed process leaves a line
+    torn = tmp_path / "work" / "checkpoint-9999"
+    torn.mkdir()
+    heard = []
+    finetune(config, dataset, tmp_path, callbacks=[lambda figures: heard.append(figures["epoch"])], resume=True)
+    assert heard == [3, 4]
+    for resumed, whole in zip(read_epochs(tmp_path), read_epochs(finetuned.folder), strict=True):
+        assert resumed == pytest.approx(whole, rel=1e-4)
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_run_that_has_ended_is_not_repeated(finetuned, config, dataset):
+    before = (finetuned.folder / CHECKPOINT / "model.safetensors").stat().st_mtime_ns
+    again = finetune(config, dataset, finetuned.folder, callbacks=[pytest.fail], resume=True)
+    assert again.dev_metrics == finetuned.dev_metrics
+    assert (finetuned.folder / CHECKPOINT / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_run_that_gets_no_better_stops_early_and_a_collapsed_one_leaves_no_checkpoint(config, dataset, tmp_path):
+    hopeless = override(config, {"train.learning_rate": 1e-9, "train.early_stopping": 1})
+    with pytest.raises(CollapsedModel, match="the model answers one class for nearly all dev reviews"):
+        finetune(hopeless, dataset, tmp_path)
+    assert [epoch["epoch"] for epoch in read_epochs(tmp_path)] == [1, 2]
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in fp16")
+def test_fp16_without_a_gpu_is_refused_with_the_other_precisions(config, dataset, tmp_path):
+    with pytest.raises(ConfigRefused, match=r"train.precision is fp16, which needs a CUDA GPU.*take bf16 or fp32"):
+        finetune(override(config, {"train.precision": "fp16"}), dataset, tmp_path)
+
+
 def test_logits_come_back_in_the_order_of_the_texts(finetuned):
-    output, _ = finetuned
-    model, tokenizer = load_classifier(str(output), finetune.LABELS)
+    model, tokenizer = finetuned.model, finetuned.tokenizer
     texts = ["좋다", "정말 재미있고 감동적인 영화였어요 또 보고 싶네요", "별로", "돈 아깝다 시간 아깝다 다시는 안 본다"]
     together = predict_logits(model, EncodedTexts(tokenizer, texts, [0] * 4, 48), batch_size=2)
     for row, text in zip(together, texts, strict=True):
@@ -123,7 +186,7 @@ def test_a_vocabulary_never_outgrows_its_size_and_starts_with_the_special_tokens
 
 
 def test_words_with_laughter_or_marks_share_their_first_token(finetuned):
-    tokenizer = load_classifier(str(finetuned[0]), finetune.LABELS)[1]
+    tokenizer = finetuned.tokenizer
     assert (
         tokenizer.tokenize("재밌다ㅋㅋㅋㅋ")[:1]
         == tokenizer.tokenize("재밌다!!")[:1]
@@ -153,20 +216,14 @@ def test_an_encoder_that_is_nowhere_is_one_sentence_with_the_remedy(tmp_path):
     with pytest.raises(
         CheckpointError, match=r"no encoder could be loaded from .*nowhere.* give a local folder"
     ) as info:
-        load_classifier(str(tmp_path / "nowhere"), finetune.LABELS)
+        load_classifier(str(tmp_path / "nowhere"), POLARITY)
     assert "\n" not in str(info.value)
 
 
-def test_pretraining_by_command_leaves_a_record_and_finetuning_takes_its_name(dataset, tmp_path):
+def test_pretraining_by_command_leaves_a_record_and_finetuning_takes_its_name(reviews_folder, tmp_path):
     output = tmp_path / "from-command"
     options = ["--epochs", "0.1", "--batch-size", "64", "--limit", "400"]
-    assert pretrain.main(["--data", str(dataset.folder), "--output", str(output), *options]) == 0
+    assert pretrain.main(["--data", str(reviews_folder), "--output", str(output), *options]) == 0
     record = json.loads((output / "training.json").read_text(encoding="utf-8"))
     assert (record["encoder"], record["labels"]) == ("nano", ["negative", "neutral", "positive"])
     assert encoder_name(str(output)) == "nano"
-
-
-def test_a_missing_dataset_ends_the_command_with_status_2_and_one_line(tmp_path, capsys):
-    assert finetune.main(["--data", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err.strip()
-    assert error.startswith("error: ") and "\n" not in error

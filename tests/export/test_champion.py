@@ -1,0 +1,129 @@
+"""`python -m export` without a checkpoint: the Champion of a real registry, from MLflow into the model repository."""
+
+import dataclasses
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from export.__main__ import main
+from export.bundle import verify_bundle
+from export.champion import find_champion, folder_that_serves
+from tests.export.checkpoints import make_tokenizer
+from training.settings import Settings
+
+# MLflow 3.17 warns of its own type hints at import and of its SQLAlchemy mappers at first use.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+METRICS = {
+    "dataset": "sample test",
+    "rows": 1200,
+    "accuracy": 0.987,
+    "accuracy_interval": [0.98, 0.992],
+    "f1": 0.986,
+    "confusion": [[593, 7], [9, 591]],
+}
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """A registry of its own for this file."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("NUNCHI_VAR", str(tmp_path_factory.mktemp("var")))
+        environment.delenv("NUNCHI_MLFLOW_TRACKING_URI", raising=False)
+        environment.delenv("NUNCHI_MODEL_REPOSITORY", raising=False)
+        yield Settings()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(trained, tmp_path_factory) -> Path:
+    """As training leaves it: with its own tokenizer class and a record."""
+    folder = tmp_path_factory.mktemp("trial") / "checkpoint"
+    shutil.copytree(trained, folder)
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=make_tokenizer(), **special).save_pretrained(folder)
+    record = {"encoder": "nano", "labels": ["negative", "positive"], "max_length": 24, "dataset": "sample"}
+    (folder / "training.json").write_text(json.dumps(record), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def crown(settings, checkpoint):
+    """`crown()` registers the checkpoint once more and makes it the Champion; returns the id of its run."""
+    from training import tracking
+
+    def register() -> str:
+        client = tracking.connect(settings)
+        (experiment,) = (each for each in client.search_experiments() if each.name != "Default")
+        run = client.create_run(experiment.experiment_id).info.run_id
+        uri = tracking.log_model(run, checkpoint, settings)
+        if not client.search_registered_models():
+            client.create_registered_model(settings.registered_model)
+        tags = {"metrics": json.dumps(METRICS), "labels": '["negative", "positive"]', "stage": "Champion"}
+        version = client.create_model_version(settings.registered_model, uri, run, tags=tags).version
+        client.set_registered_model_alias(settings.registered_model, "champion", version)
+        return run
+
+    return register
+
+
+@pytest.fixture(scope="module")
+def first_run(crown):
+    return crown()
+
+
+@pytest.fixture
+def export_champion(settings, repository, reviews_file, capsys):
+    def run() -> tuple[int, str, str]:
+        status = main(["--repository", str(repository), "--data", str(reviews_file), "--precision", "fp32"])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_without_a_champion_the_remedy_is_named(export_champion, repository, monkeypatch, tmp_path):
+    monkeypatch.setenv("NUNCHI_VAR", str(tmp_path / "empty"))
+    status, out, err = export_champion()
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1] == (
+        "error: the registry 'sentiment' has no Champion; promote a version with make promote VERSION=…, "
+        "or name a folder with --checkpoint"
+    )
+    assert not repository.exists()
+
+
+def test_the_champion_is_published_once_and_says_where_it_came_from(
+    export_champion, first_run, crown, repository, caplog
+):
+    caplog.set_level(logging.INFO)
+    status, out, err = export_champion()
+    assert (status, out) == (0, f"{repository}/sentiment/1\n"), err
+    manifest = verify_bundle(repository / "sentiment/1")
+    assert (manifest.source.registry_version, manifest.source.mlflow_run) == ("1", first_run)
+    assert (manifest.encoder, manifest.source.dataset, manifest.max_length) == ("nano", "sample", 24)
+    assert (manifest.metrics.accuracy, manifest.metrics.rows) == (0.987, 1200)
+
+    before = {path: path.stat().st_mtime_ns for path in repository.rglob("*")}
+    assert export_champion()[:2] == (0, f"{repository}/sentiment/1\n")
+    assert "the Champion, version 1 of the registry, serves already" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in repository.rglob("*")} == before
+
+    _, champion = find_champion()
+    assert folder_that_serves(repository, champion) == repository / "sentiment/1"
+    of_another_registry = dataclasses.replace(champion, run_id="0" * 32)
+    assert folder_that_serves(repository, of_another_registry) is None
+
+    second_run = crown()
+    assert export_champion()[:2] == (0, f"{repository}/sentiment/2\n")
+    assert verify_bundle(repository / "sentiment/2").source.mlflow_run == second_run
+
+
+def test_a_champion_whose_bundle_is_damaged_is_exported_anew(export_champion, first_run, repository, caplog):
+    caplog.set_level(logging.INFO)
+    assert export_champion()[0] == 0
+    (repository / "sentiment/1/model.onnx").write_bytes(b"")
+    assert export_champion()[:2] == (0, f"{repository}/sentiment/2\n")
+    assert "what serves is not whole, so it is exported anew" in caplog.text

@@ -1,0 +1,135 @@
+"""The Ray that a search runs on: one of its own on this machine, or the cluster that ``RAY_ADDRESS`` names."""
+
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from training.config import TuneConfig
+from training.errors import SearchError
+from training.settings import ROOT
+
+OBJECT_STORE_BYTES = 128 << 20  # only figures and settings travel through it
+SOCKET_ROOM = 40  # characters that Ray's longest socket name leaves to the folder it lies in
+
+
+@contextmanager
+def ray_cluster() -> Iterator[None]:
+    """Ray for the block. One that this process has already started is used and left running.
+
+    Raises:
+        SearchError: no cluster answers at ``RAY_ADDRESS``.
+    """
+    before = dict(os.environ)
+    address = os.environ.get("RAY_ADDRESS")
+    environment = _environment()
+    os.environ.update(environment | ({} if address else _private()))
+    # Imported here because Ray reads its environment while it is imported.
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        with tempfile.TemporaryDirectory(
+            prefix="nunchi-ray-", dir=_short_folder(), ignore_cleanup_errors=True
+        ) as folder:
+            try:
+                if address:
+                    _join(address, environment)
+                else:
+                    ray.init(
+                        address="local",
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level="ERROR",
+                        object_store_memory=OBJECT_STORE_BYTES,
+                        _temp_dir=folder,
+                    )
+                yield
+            finally:
+                ray.shutdown()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def trials_that_fit(tune: TuneConfig) -> tuple[int, float]:
+    """How many trials can run at one time on the Ray that is connected, and the GPUs that each of their workers gets.
+
+    Raises:
+        SearchError: not even one fits.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = tune.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+    workers = sum(
+        int(min(node.get("CPU", 0) / tune.cpus_per_worker, node.get("GPU", 0) / gpus if gpus else float("inf")))
+        for node in nodes
+    )
+    if workers < tune.workers_per_trial:
+        raise SearchError(
+            f"a trial needs {tune.workers_per_trial} workers with {tune.cpus_per_worker:g} CPU and {gpus:g} GPU each, "
+            f"and {workers} of them fit on {_said(nodes)}; lower tune.workers_per_trial, tune.cpus_per_worker or "
+            "tune.gpus_per_worker, or join a larger cluster through RAY_ADDRESS"
+        )
+    fit = workers // tune.workers_per_trial
+    return min(fit, tune.concurrent or fit), gpus
+
+
+def _said(nodes: list[dict]) -> str:
+    return ", ".join(f"a node with {node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes)
+
+
+def _join(address: str, environment: dict[str, str]) -> None:
+    import ray
+
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level="ERROR",
+            runtime_env={"env_vars": environment},
+        )
+    except (ConnectionError, RuntimeError, ValueError) as exc:
+        raise SearchError(
+            f"RAY_ADDRESS is {address}, and no Ray cluster of this version answers there "
+            f"({str(exc).splitlines()[0]}); start one with ray start --head, or unset RAY_ADDRESS"
+        ) from exc
+
+
+def _environment() -> dict[str, str]:
+    """For the driver and the trials alike."""
+    return {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same everywhere
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # importing torch on a busy machine takes its time
+        "RAY_AIR_NEW_OUTPUT": "0",  # the old output is silent when told to be
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the search's folder holds the figures
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the search at once, and it can be resumed
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial may fail before its first epoch
+        "TUNE_WARN_THRESHOLD_S": "30",
+    }
+
+
+def _private() -> dict[str, str]:
+    return {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # in truth: bind to loopback only
+        "RAY_AUTH_MODE": "token",  # except a port that takes pickles, so that asks for a secret
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it prints a stack at every SIGTERM
+    }
+
+
+def _short_folder() -> str:
+    """Where sockets can lie: their whole path has 107 bytes."""
+    folder = tempfile.gettempdir()
+    return folder if len(folder) <= SOCKET_ROOM and Path(folder).is_dir() else "/tmp"

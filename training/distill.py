@@ -1,0 +1,90 @@
+"""What a student learns from its teachers: ``python -m training.trainer --teacher CHECKPOINT [--teacher …]``.
+
+The targets are the teachers' mean probabilities (Hinton et al. 2015, arXiv:1503.02531), over the labelled reviews,
+where they are mixed with the true labels, and over NSMC's reviews that the labels leave out: three times as many, and
+where a student gains most. Dev and test stay as they are, and no text of theirs is learned from.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from training.batches import EncodedTexts
+from training.data import REST, Dataset
+from training.encoders import load_classifier
+from training.evaluate import predict_logits
+
+log = logging.getLogger(__name__)
+
+HARD_SHARE = 0.3
+"""Weight of the true label, where there is one."""
+
+
+@dataclass(frozen=True, eq=False)
+class TaughtDataset:
+    """The same dataset with more to learn from: ``label`` of its train part holds a distribution, FP32 [labels]."""
+
+    dataset: Dataset
+    reviews: pd.DataFrame
+
+    @property
+    def name(self) -> str:
+        return self.dataset.name
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.dataset.labels
+
+    @property
+    def fingerprint(self) -> str:
+        return self.dataset.fingerprint
+
+    def learning_parts(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        return self.reviews, self.dataset.learning_parts()[1]
+
+
+def teach(dataset: Dataset, teachers: list[Path], max_length: int) -> TaughtDataset:
+    """Let the teachers read all that may be learned from.
+
+    Args:
+        teachers: folders of classifiers over the dataset's labels.
+        max_length: tokens that they read of a text.
+
+    Raises:
+        CheckpointError: a teacher cannot be loaded.
+    """
+    train, _ = dataset.learning_parts()
+    reviews = train
+    if dataset.config.kind == "nsmc" and (dataset.config.folder / REST).is_file():
+        others = dataset.star_reviews()
+        others = others[~others.document.isin(set(train.document))]
+        reviews = pd.concat([train, others.assign(label=-1)], ignore_index=True)
+    soft = _mean_probabilities(teachers, reviews.document.tolist(), dataset.labels, max_length)
+    targets = mix(soft, reviews.label.to_numpy(), HARD_SHARE)
+    return TaughtDataset(dataset, reviews.assign(label=list(targets)))
+
+
+def mix(soft: np.ndarray, truth: np.ndarray, hard_share: float) -> np.ndarray:
+    """Targets FP32 [rows, labels]: ``hard_share`` of the true label, the rest the teachers'; truth -1: unknown."""
+    known = truth >= 0
+    targets = soft.copy()
+    targets[known] *= 1 - hard_share
+    targets[known, truth[known]] += hard_share
+    return targets
+
+
+def _mean_probabilities(teachers: list[Path], texts: list[str], labels: tuple[str, ...], max_length: int) -> np.ndarray:
+    """FP32 [texts, labels]."""
+    total = np.zeros((len(texts), len(labels)))
+    for number, teacher in enumerate(teachers, start=1):
+        log.info("teacher %d of %d reads %s reviews", number, len(teachers), f"{len(texts):,}")
+        model, tokenizer = load_classifier(str(teacher), list(labels))
+        encoded = EncodedTexts(tokenizer, texts, [0] * len(texts), max_length)
+        with torch.autocast(model.device.type, dtype=torch.bfloat16):  # targets need no more digits, and half the time
+            logits = predict_logits(model, encoded)
+        total += torch.tensor(logits).softmax(1).numpy()
+    return (total / len(teachers)).astype(np.float32)
