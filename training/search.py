@@ -110,7 +110,7 @@ def read_trials(search_folder: Path) -> list[Trial]:
 
 
 def append_epoch(folder: Path, figures: dict) -> None:
-    """``figures``: epoch (int, from 1), train_loss, dev_loss, dev_f1, dev_accuracy, learning_rate, seconds, perhaps more."""
+    """``figures``: epoch (int, from 1), train_loss, dev_loss, dev_f1, dev_accuracy, learning_rate, seconds."""
     with (folder / EPOCHS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(figures) + "\n")
         file.flush()
