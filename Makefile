@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 PY := .venv/bin/python
 REPOSITORY ?= model_repository
-CONFIG ?= training/configs/nano.yaml
+CONFIG ?=
 CHECKPOINT ?=
 DATA ?=
 ARGS ?=
@@ -29,7 +29,7 @@ demo: setup ## the whole loop on the bundled reviews: search, register, promote,
 	@$(ENV) exec $(PY) -m deploy.demo
 
 train: setup ## search for the best model: CONFIG=yaml ARGS="--train.epochs 3 --tune.trials 4"; ARGS=--resume goes on
-	@$(ENV) exec $(PY) -m training.tune --config $(CONFIG) $(ARGS)
+	@$(ENV) exec $(PY) -m training.tune $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
 
 register: setup ## read test once for the best trial of the last search, make it a Candidate: ARGS=search
 	@$(ENV) $(PY) -m training.registry register $(ARGS)

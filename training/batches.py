@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
@@ -9,7 +10,10 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 
 class EncodedTexts(torch.utils.data.Dataset):
-    """Texts tokenized up front; item i is {"input_ids": INT64 [length], "label": INT64 []}."""
+    """Texts tokenized up front; item i is {"input_ids": INT64 [length], "label": INT64 []}.
+
+    A label may also be a distribution over the labels, FP32 [labels].
+    """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], labels: Sequence[int], max_length: int
@@ -18,7 +22,7 @@ class EncodedTexts(torch.utils.data.Dataset):
             raise ValueError(f"{len(texts)} texts have {len(labels)} labels; each text needs exactly one")
         encoded = tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False)
         self.rows = [torch.tensor(ids) for ids in encoded["input_ids"]]
-        self.labels = torch.tensor(list(labels))
+        self.labels = torch.from_numpy(np.array(labels))
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -35,6 +36,9 @@ POLARITY = ["negative", "positive"]
 STARS = ["negative", "neutral", "positive"]
 KOREAN = {"negative": "부정", "neutral": "중립", "positive": "긍정"}
 
+ENCODERS = ("nano", "kcbert-base", "kcbert-large", "kcelectra-base")
+"""The names of `training.encoders`; anything else is a folder or a hub id."""
+
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT = CONFIGS / "nano.yaml"
 
@@ -47,10 +51,10 @@ def _named(path: Any) -> Any:
     """An empty path would mean the current directory."""
     if isinstance(path, str) and not path.strip():
         raise ValueError("it is empty; name a path, or leave it out")
-    return Path(path).expanduser() if isinstance(path, str | Path) else path
+    return path
 
 
-NamedPath = Annotated[Path, BeforeValidator(_named)]
+NamedPath = Annotated[Path, BeforeValidator(_named), AfterValidator(Path.expanduser)]
 
 
 class DatasetConfig(Section):
@@ -256,6 +260,16 @@ class TrainingConfig(Section):
                 TrainingConfig.model_validate(document)
             except ValidationError as exc:
                 raise ValueError(f"{where} holds a value that is refused: {_sentences(exc)[0]}") from None
+
+
+def with_absolute_paths(config: TrainingConfig) -> TrainingConfig:
+    """So that what a run leaves can be used from another directory, and on another node."""
+    paths = {key: getattr(config.dataset, key) for key in ("folder", "train", "test")}
+    dataset = config.dataset.model_copy(update={key: path and path.resolve() for key, path in paths.items()})
+    encoder = config.model.encoder
+    if encoder not in ENCODERS and Path(encoder).is_dir():
+        encoder = str(Path(encoder).resolve())
+    return config.model_copy(update={"dataset": dataset, "model": config.model.model_copy(update={"encoder": encoder})})
 
 
 PATHS: dict[str, FieldInfo] = {

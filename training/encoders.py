@@ -45,6 +45,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from training.cleaning import add_cleaning, has_cleaning
+from training.config import ENCODERS
 from training.errors import CheckpointError, ConfigRefused
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,6 @@ PINNED = {
     "kcbert-large": "beomi/kcbert-large@0652121cd77997a5bc6614a5876779593de7f546",
     "kcelectra-base": "beomi/KcELECTRA-base-v2022@4431b6c7ad00f82fd50880864574cef97e0a368b",
 }
-NAMES = ("nano", *PINNED)
 
 WANTED = ["*.json", "vocab.txt", "merges.txt", "model.safetensors", "model-*.safetensors"]
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -220,12 +220,12 @@ def _download(repository: str, revision: str | None) -> Path:
         ) from exc
     except GatedRepoError as exc:
         raise CheckpointError(
-            f"{repository} is gated; accept its terms on the hub and set HF_TOKEN, or take one of {', '.join(NAMES)}"
+            f"{repository} is gated; accept its terms on the hub and set HF_TOKEN, or take one of {', '.join(ENCODERS)}"
         ) from exc
     except RepositoryNotFoundError as exc:
         raise CheckpointError(
             f"the hub knows no {repository}, or it is private; mind the spelling, set HF_TOKEN for a private one, "
-            f"or take one of {', '.join(NAMES)}"
+            f"or take one of {', '.join(ENCODERS)}"
         ) from exc
     except HFValidationError as exc:
         raise CheckpointError(_no_such_name(repository)) from exc
@@ -295,11 +295,11 @@ def _unreachable(repository: str, revision: str | None, exc: Exception) -> str:
 
 
 def _no_such_name(name: str) -> str:
-    near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.8)
+    near = difflib.get_close_matches(name, ENCODERS, n=1, cutoff=0.8)
     meant = f"did you mean {near[0]}? " if near else ""
     return (
         f"no encoder could be loaded from {name!r}: it is no folder here and no hub id (owner/name); {meant}"
-        f"give a local folder, or one of {', '.join(NAMES)}"
+        f"give a local folder, or one of {', '.join(ENCODERS)}"
     )
 
 

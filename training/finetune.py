@@ -157,9 +157,19 @@ def _trainer(config: TrainingConfig, model, tokenizer, train: pd.DataFrame, keep
 
 
 class GroupedTrainer(Trainer):
-    """The Trainer with our sampler: its own grouping by length draws another order after a resume."""
+    """The Trainer with our sampler: its own grouping by length draws another order after a resume.
+
+    Where labels are distributions, the loss is the cross entropy against them.
+    """
 
     sampler: LengthGroups
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if not inputs["labels"].is_floating_point():
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+        loss = torch.nn.functional.cross_entropy(outputs.logits.float(), inputs["labels"])
+        return (loss, outputs) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset=None) -> LengthGroups:
         return self.sampler

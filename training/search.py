@@ -19,8 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from training.config import TrainingConfig
+from training.config import TrainingConfig, with_absolute_paths
+from training.data import Dataset
 from training.errors import SearchError
+from training.record import git_commit
 
 SEARCH, TRIAL, EPOCHS = "search.json", "trial.json", "epochs.jsonl"
 CHECKPOINT, DEV_PREDICTIONS = "checkpoint", "dev_predictions.parquet"
@@ -63,6 +65,27 @@ class Trial:
         return max((epoch["dev_f1"] for epoch in self.epochs), default=None)
 
 
+def begin_search(searches: Path, name: str, config: TrainingConfig, dataset: Dataset) -> Path:
+    """Make the folder of a new search under ``searches`` and return it.
+
+    Raises:
+        SearchError: there is one of that name.
+    """
+    folder = searches / name
+    if (folder / SEARCH).exists():
+        raise SearchError(f"there is a search {name} already; take another --name, or go on with it: --resume {name}")
+    search = Search(
+        name=name,
+        config=with_absolute_paths(config).model_dump(mode="json"),
+        dataset=dataset.name,
+        dataset_fingerprint=dataset.fingerprint,
+        git_commit=git_commit(),
+        created=now(),
+    )
+    write_search(folder, search)
+    return folder
+
+
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
@@ -97,7 +120,7 @@ def read_trial(folder: Path) -> Trial:
             try:
                 epochs.append(json.loads(line))
             except json.JSONDecodeError:
-                break  # the last line of a killed trial may be half written
+                continue  # a killed trial may have left half a line
     # A resumed trial repeats the epoch it was killed in: the later line counts.
     by_number = {epoch["epoch"]: epoch for epoch in epochs}
     return Trial(**_read(folder / TRIAL), epochs=[by_number[number] for number in sorted(by_number)])

@@ -2,6 +2,7 @@
 
     python -m training.trainer [--config FILE] [--section.key value …]
     python -m training.trainer --interactive [--language en]      … then: register it? as what? what does it say to …?
+    python -m training.trainer --teacher CHECKPOINT [--teacher …] learn from other models as well (`training.distill`)
 
 It leaves the same folder as a search with one trial, so tracking and registry take it as they take any other.
 """
@@ -10,7 +11,7 @@ import argparse
 import functools
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,16 +23,15 @@ from transformers import PreTrainedTokenizerFast
 from training import tracking
 from training.config import TrainingConfig, add_config_arguments, load_config, parse_config
 from training.data import Dataset, open_dataset
-from training.encoders import NAMES
+from training.distill import teach
 from training.errors import TrackingError, TrainingError
 from training.finetune import Finetuned, finetune
 from training.predict import SentimentPredictor, as_line
-from training.record import git_commit
 from training.registry import Registry
 from training.search import (
     CHECKPOINT,
-    Search,
     Trial,
+    begin_search,
     now,
     read_search,
     read_trial,
@@ -65,11 +65,13 @@ class DataModule:
 class SentimentTrainer:
     """Trains one model as ``config`` says: a TrainingConfig, a YAML file, or the default (configs/nano.yaml).
 
-    After `train`, ``folder`` is its folder under var/searches.
+    ``teachers`` are checkpoint folders of models to learn from as well. After `train`, ``folder`` is its folder under
+    var/searches.
     """
 
-    def __init__(self, config: TrainingConfig | Path | None = None):
+    def __init__(self, config: TrainingConfig | Path | None = None, teachers: Sequence[Path] = ()):
         self.config = config if isinstance(config, TrainingConfig) else load_config(config and Path(config), [])
+        self.teachers = list(teachers)
         self.settings: Settings = read_settings()
         self.folder: Path | None = None
 
@@ -101,25 +103,17 @@ class SentimentTrainer:
 
     def _begin(self, dataset: Dataset) -> Path:
         name = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
-        folder = self.settings.searches / name
-        write_search(
-            folder,
-            Search(
-                name=name,
-                config=_with_absolute_paths(self.config).model_dump(mode="json"),
-                dataset=dataset.name,
-                dataset_fingerprint=dataset.fingerprint,
-                git_commit=git_commit(),
-                created=now(),
-            ),
-        )
-        write_trial(trial_folder(folder, ONLY_TRIAL), Trial(name=ONLY_TRIAL, params={}, started=now()))
+        folder = begin_search(self.settings.searches, name, self.config, dataset)
+        params = {"teachers": [teacher.name for teacher in self.teachers]} if self.teachers else {}
+        write_trial(trial_folder(folder, ONLY_TRIAL), Trial(name=ONLY_TRIAL, params=params, started=now()))
         return folder
 
     def _learn(self, dataset: Dataset) -> Finetuned:
         """Whatever happens is on record when this ends."""
         folder = trial_folder(self.folder, ONLY_TRIAL)
         try:
+            if self.teachers:
+                dataset = teach(dataset, self.teachers, self.config.model.max_length)
             tuned = finetune(self.config, dataset, folder, callbacks=[lambda _: self._project()])
         except BaseException as exc:
             why = str(exc) or type(exc).__name__
@@ -147,16 +141,6 @@ class SentimentTrainer:
         except TrackingError as exc:
             log.warning("%s", exc)
             return None
-
-
-def _with_absolute_paths(config: TrainingConfig) -> TrainingConfig:
-    """So that the model can be registered from another directory."""
-    paths = {key: getattr(config.dataset, key) for key in ("folder", "train", "test")}
-    dataset = config.dataset.model_copy(update={key: path and path.resolve() for key, path in paths.items()})
-    encoder = config.model.encoder
-    if encoder not in NAMES and Path(encoder).is_dir():
-        encoder = str(Path(encoder).resolve())
-    return config.model_copy(update={"dataset": dataset, "model": config.model.model_copy(update={"encoder": encoder})})
 
 
 @dataclass(frozen=True)
@@ -276,12 +260,13 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(prog="python -m training.trainer", description="Train one model.")
     parser.add_argument("--interactive", action="store_true", help="then ask what to do with it, in the terminal")
+    parser.add_argument("--teacher", type=Path, action="append", default=[], help="a checkpoint to learn from as well")
     parser.add_argument("--language", choices=list(LANGUAGES), default="ko", help="of those questions (default: ko)")
     add_config_arguments(parser)
     try:
         options, config = parse_config(parser, argv)
         words = LANGUAGES[options.language]
-        trainer = SentimentTrainer(config)
+        trainer = SentimentTrainer(config, options.teacher)
         metrics = trainer.train()["metrics"]
         print(words.trained.format(folder=trainer.folder, **metrics))
         if options.interactive:

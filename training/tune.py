@@ -26,13 +26,12 @@ from rich.table import Table
 
 from training import tracking
 from training.cluster import ray_cluster, trials_that_fit
-from training.config import TrainingConfig, add_config_arguments, load_config
+from training.config import TrainingConfig, add_config_arguments, load_config, with_absolute_paths
 from training.data import Dataset, open_dataset
 from training.errors import ConfigRefused, DatasetError, SearchError, TrainingError
-from training.record import git_commit
 from training.search import (
-    SEARCH,
     Search,
+    begin_search,
     best_trial,
     latest_search,
     now,
@@ -64,7 +63,7 @@ def run_search(
         TrainingError: the config or the dataset is refused.
     """
     if resume is None:
-        config = _with_absolute_paths(config)
+        config = with_absolute_paths(config)
         dataset = open_dataset(config.dataset, cache=settings.var / "data")
         folder = _new_search(config, dataset, settings, name)
     else:
@@ -127,31 +126,7 @@ def _new_search(config: TrainingConfig, dataset: Dataset, settings: Settings, na
     name = name or datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     if Path(name).name != name or name.startswith("."):
         raise ConfigRefused(f"--name is {name!r}; it becomes a folder's name, so leave out / and a dot at the front")
-    folder = settings.searches / name
-    if (folder / SEARCH).exists():
-        raise SearchError(f"there is a search {name} already; take another --name, or go on with it: --resume {name}")
-    write_search(
-        folder,
-        Search(
-            name=name,
-            config=config.model_dump(mode="json"),
-            dataset=dataset.name,
-            dataset_fingerprint=dataset.fingerprint,
-            git_commit=git_commit(),
-            created=now(),
-        ),
-    )
-    return folder
-
-
-def _with_absolute_paths(config: TrainingConfig) -> TrainingConfig:
-    """So that a search resumes from another directory, and on another node."""
-    paths = {key: getattr(config.dataset, key) for key in ("folder", "train", "test")}
-    dataset = config.dataset.model_copy(update={key: path and path.resolve() for key, path in paths.items()})
-    encoder = config.model.encoder
-    if encoder != "nano" and Path(encoder).is_dir():
-        encoder = str(Path(encoder).resolve())
-    return config.model_copy(update={"dataset": dataset, "model": config.model.model_copy(update={"encoder": encoder})})
+    return begin_search(settings.searches, name, config, dataset)
 
 
 def _refuse_other_data(search: Search, dataset: Dataset) -> None:
