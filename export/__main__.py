@@ -37,18 +37,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def export_champion(options: argparse.Namespace) -> Path:
-    """Publish the Champion unless it serves already; returns the folder that serves.
+    """Publish the Champion, unless it is published already; returns the folder that serves.
 
     Raises:
         ExportError, TrainingError: there is no Champion, or it cannot be fetched or exported.
     """
-    from export.champion import find_champion, folder_that_serves
+    from export.champion import find_champion, find_published, serves
+    from export.publish import publish_again
 
     registry, champion = find_champion()
-    serving = folder_that_serves(options.repository, champion)
-    if serving:
+    published = find_published(options.repository, champion)
+    if published and serves(options.repository, published):
         log.info("the Champion, version %d of the registry, serves already", champion.number)
-        return serving
+        return published
+    if published:
+        publish_again(options.repository, published, datetime.now(UTC).replace(microsecond=0))
+        log.info("the Champion, version %d of the registry, is version %s and serves again", champion.number,
+                 published.name)  # fmt: skip
+        return published
     log.info("the Champion is version %d of the registry", champion.number)
     return export(options, registry.fetch(champion))
 

@@ -53,21 +53,31 @@ def describe_file(file: Path) -> File:
         return File(sha256=hashlib.file_digest(stream, "sha256").hexdigest(), bytes=file.stat().st_size)
 
 
-def verify_bundle(folder: Path) -> Manifest:
-    """Read a version back from disk: checksums, tokenizer, model, golden rows.
-
-    Raises:
-        BundleBroken: something is missing or is not what the manifest says.
+def read_manifest(folder: Path) -> Manifest:
+    """Raises:
+    BundleBroken: it is missing, or not what the contract says.
     """
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
-        found = {name: describe_file(folder / name) for name in manifest.files}
+        return Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
     except OSError as exc:
         raise BundleBroken(f"{exc.filename} cannot be read back ({exc.strerror}); {REMEDY}") from exc
     except ValidationError as exc:
         first = exc.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise BundleBroken(f"{folder / MANIFEST_FILE}: {where}: {first['msg']}; {REMEDY}") from exc
+
+
+def verify_bundle(folder: Path) -> Manifest:
+    """Read a version back from disk: checksums, tokenizer, model, golden rows.
+
+    Raises:
+        BundleBroken: something is missing or is not what the manifest says.
+    """
+    manifest = read_manifest(folder)
+    try:
+        found = {name: describe_file(folder / name) for name in manifest.files}
+    except OSError as exc:
+        raise BundleBroken(f"{exc.filename} cannot be read back ({exc.strerror}); {REMEDY}") from exc
     for name, file in found.items():
         if file != manifest.files[name]:
             raise BundleBroken(f"{folder / name} is not the file its manifest describes (sha256 differs); {REMEDY}")

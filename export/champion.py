@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.bundle import verify_bundle
+from export.bundle import read_manifest, verify_bundle
 from export.errors import BundleBroken, NoChampion
 from export.manifest import MODEL
 from export.publish import read_serving
@@ -34,17 +34,21 @@ def find_champion() -> tuple["Registry", "Version"]:
     return registry, champion
 
 
-def folder_that_serves(repository: Path, champion: "Version") -> Path | None:
-    """The version folder of ``repository`` that serves this very model; None when another model serves, or none."""
-    version = read_serving(repository).get("version")
-    if version is None:
-        return None
-    folder = repository / MODEL / str(version)
-    try:
-        source = verify_bundle(folder).source
-    except BundleBroken as exc:
-        log.info("what serves is not whole, so it is exported anew: %s", exc)
-        return None
-    # Both: the numbers of a registry that was made afresh start at 1 again.
-    same = (source.registry_version, source.mlflow_run) == (str(champion.number), champion.run_id)
-    return folder if same else None
+def find_published(repository: Path, champion: "Version") -> Path | None:
+    """The version folder of ``repository`` that holds this very model, whole; the one that serves before others."""
+    serving = read_serving(repository).get("version")
+    folders = [folder for folder in (repository / MODEL).glob("*") if folder.name.isdecimal()]
+    for folder in sorted(folders, key=lambda folder: (folder.name != str(serving), -int(folder.name))):
+        try:
+            source = read_manifest(folder).source
+            # Both: the numbers of a registry that was made afresh start at 1 again.
+            if (source.registry_version, source.mlflow_run) == (str(champion.number), champion.run_id):
+                verify_bundle(folder)
+                return folder
+        except BundleBroken as exc:
+            log.info("version %s is not whole: %s", folder.name, exc)
+    return None
+
+
+def serves(repository: Path, folder: Path) -> bool:
+    return str(read_serving(repository).get("version")) == folder.name

@@ -100,11 +100,23 @@ def publish(stage: Stage, manifest: Manifest, since: datetime) -> Path:
     target = model_folder / str(stage.version)
     stage.version_folder.rename(target)
     flush(model_folder)
-    loaded = [stage.version] if previous is None else [previous, stage.version]
-    _replace(stage, model_folder / "config.pbtxt", to_text(build_config(len(manifest.labels), loaded)))
-    serving = {"model": MODEL, "version": stage.version, "previous": previous, "since": since.isoformat()}
-    _replace(stage, stage.repository / "serving.json", json.dumps(serving) + "\n")
+    _switch(stage, stage.version, previous, len(manifest.labels), since)
     return target
+
+
+def publish_again(repository: Path, folder: Path, since: datetime) -> None:
+    """Let ``folder``, a version that was published before and is whole, answer once more; nothing is copied."""
+    with open_stage(repository) as stage:
+        labels = len(verify_bundle(folder).labels)
+        check_labels(stage, labels)
+        _switch(stage, int(folder.name), stage.serving, labels, since)
+
+
+def _switch(stage: Stage, version: int, previous: int | None, labels: int, since: datetime) -> None:
+    loaded = [version] if previous is None else [previous, version]
+    _replace(stage, stage.repository / MODEL / "config.pbtxt", to_text(build_config(labels, loaded)))
+    serving = {"model": MODEL, "version": version, "previous": previous, "since": since.isoformat()}
+    _replace(stage, stage.repository / "serving.json", json.dumps(serving) + "\n")
 
 
 def _replace(stage: Stage, file: Path, text: str) -> None:

@@ -1,10 +1,13 @@
 """The Ray that a search runs on: one of its own on this machine, or the cluster that ``RAY_ADDRESS`` names."""
 
+import fcntl
 import os
 import secrets
+import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from training.config import TuneConfig
@@ -13,6 +16,11 @@ from training.settings import ROOT
 
 OBJECT_STORE_BYTES = 128 << 20  # only figures and settings travel through it
 SOCKET_ROOM = 40  # characters that Ray's longest socket name leaves to the folder it lies in
+PREFIX, OWNER = "nunchi-ray-", "owner"
+
+NICENESS = 3
+"""Of the trials, on a Ray of their own. Where a core is fought for, a server beside them gets two thirds of it (weight
+1024 to 526) and they one third; Ray's 15 would leave them 3 %, and a person waits. Without a rival it costs nothing."""
 
 
 @contextmanager
@@ -25,35 +33,91 @@ def ray_cluster() -> Iterator[None]:
     before = dict(os.environ)
     address = os.environ.get("RAY_ADDRESS")
     environment = _environment()
-    os.environ.update(environment | ({} if address else _private()))
-    # Imported here because Ray reads its environment while it is imported.
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
     try:
-        with tempfile.TemporaryDirectory(
-            prefix="nunchi-ray-", dir=_short_folder(), ignore_cleanup_errors=True
-        ) as folder:
-            try:
-                if address:
-                    _join(address, environment)
-                else:
-                    ray.init(
-                        address="local",
-                        include_dashboard=False,
-                        log_to_driver=False,
-                        logging_level="ERROR",
-                        object_store_memory=OBJECT_STORE_BYTES,
-                        _temp_dir=folder,
-                    )
+        os.environ.update(environment)
+        if _running():
+            yield
+        elif address:
+            with _joined(address, environment):
                 yield
-            finally:
-                ray.shutdown()
+        else:
+            with temporary_folder() as folder, _started(folder):
+                yield
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def _running() -> bool:
+    ray = sys.modules.get("ray")  # not imported yet: that reads the environment, which is not settled here
+    return ray is not None and ray.is_initialized()
+
+
+@contextmanager
+def _started(folder: Path) -> Iterator[None]:
+    os.environ.update(_private())
+    # Imported here because Ray reads its environment while it is imported.
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(folder),
+        )
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _joined(address: str, environment: dict[str, str]) -> Iterator[None]:
+    import ray
+
+    try:
+        try:
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level="ERROR",
+                runtime_env={"env_vars": environment},
+            )
+        except (ConnectionError, RuntimeError, ValueError) as exc:
+            raise SearchError(
+                f"RAY_ADDRESS is {address}, and no Ray cluster of this version answers there "
+                f"({str(exc).splitlines()[0]}); start one with ray start --head, or unset RAY_ADDRESS"
+            ) from exc
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """For Ray's sockets and logs, 1 MB or more. What a killed process has left is removed before.
+
+    Its owner holds a lock in it, which the kernel takes away with the process, however that ends.
+    """
+    parent = _short_folder()
+    for left in parent.glob(f"{PREFIX}*/{OWNER}"):
+        with suppress(OSError), left.open() as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left.parent, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent, ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        with (folder / f".{OWNER}").open("w") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX)
+            (folder / f".{OWNER}").rename(folder / OWNER)  # nobody sees it without its lock
+            yield folder
+
+
+def _short_folder() -> Path:
+    """Where sockets can lie: their whole path has 107 bytes."""
+    folder = Path(tempfile.gettempdir())
+    return folder if len(str(folder)) <= SOCKET_ROOM and folder.is_dir() else Path("/tmp")
 
 
 def trials_that_fit(tune: TuneConfig) -> tuple[int, float]:
@@ -86,23 +150,6 @@ def _said(nodes: list[dict]) -> str:
     return ", ".join(f"a node with {node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes)
 
 
-def _join(address: str, environment: dict[str, str]) -> None:
-    import ray
-
-    try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level="ERROR",
-            runtime_env={"env_vars": environment},
-        )
-    except (ConnectionError, RuntimeError, ValueError) as exc:
-        raise SearchError(
-            f"RAY_ADDRESS is {address}, and no Ray cluster of this version answers there "
-            f"({str(exc).splitlines()[0]}); start one with ray start --head, or unset RAY_ADDRESS"
-        ) from exc
-
-
 def _environment() -> dict[str, str]:
     """For the driver and the trials alike."""
     return {
@@ -116,6 +163,9 @@ def _environment() -> dict[str, str]:
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the search's folder holds the figures
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the search at once, and it can be resumed
         "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial may fail before its first epoch
+        # So long a stopped trial may take to leave its process to the next. After Ray's 2 s, too few on a busy machine,
+        # the next one fails to start, and the search stands still for good.
+        "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",
         "TUNE_WARN_THRESHOLD_S": "30",
     }
 
@@ -126,10 +176,5 @@ def _private() -> dict[str, str]:
         "RAY_AUTH_MODE": "token",  # except a port that takes pickles, so that asks for a secret
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it prints a stack at every SIGTERM
+        "RAY_worker_niceness": str(NICENESS),
     }
-
-
-def _short_folder() -> str:
-    """Where sockets can lie: their whole path has 107 bytes."""
-    folder = tempfile.gettempdir()
-    return folder if len(folder) <= SOCKET_ROOM and Path(folder).is_dir() else "/tmp"

@@ -289,9 +289,10 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help=f"YAML of the run (default: {shipped})")
     parser.allow_abbrev = False
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    shipped_values = load_config(None, []).model_dump(mode="json")
     lines = ["values of the YAML, each settable as --section.key value (default in brackets):"]
     for path, field in PATHS.items():
-        default = field.get_default(call_default_factory=True)
+        default = shipped_values[path.split(".")[0]][path.split(".")[1]]
         shown = "see the YAML" if path == SPACE else yaml.safe_dump(default, default_flow_style=True).split("\n")[0]
         lines.append(f"  --{path} [{shown}]\n        {field.description}")
     parser.epilog = "\n".join(lines)
@@ -377,16 +378,15 @@ def _sentence(error: dict) -> str:
     shown = repr(error["input"])
     shown = shown if len(shown) <= 80 else f"{shown[:77]}…"
     sentence = f"{path} is {shown}: {message.replace('Input should', 'it should')}"
-    default = PATHS[path].get_default(call_default_factory=True) if path in PATHS else None
-    if default is not None and path != SPACE:
-        sentence += f"; leave it out for the default, {default!r}"
-    return sentence
+    return f"{sentence}; leave it out for the default" if path in PATHS and path != SPACE else sentence
 
 
 def _nearest(path: str) -> str:
     """``; did you mean …?`` with the nearest known path, or the known ones of its section."""
     same_name = [known for known in PATHS if known.split(".")[1] == path.split(".")[-1]]
-    near = same_name or difflib.get_close_matches(path, PATHS if "." in path else TrainingConfig.model_fields, n=1)
+    near = same_name or difflib.get_close_matches(
+        path, PATHS if "." in path else TrainingConfig.model_fields, n=1, cutoff=0.75
+    )
     if near:
         return f"; did you mean {near[0]}?"
     section = path.split(".")[0]

@@ -44,6 +44,9 @@ TRAIN, TEST, REST = "ratings_train.txt", "ratings_test.txt", "reviews_rest.tsv.g
 SAMPLE = Path(__file__).parent / "sample_reviews.tsv"
 STAR_LABELS = STARS  # 1-4, 5-8 and 9-10 stars, as NSMC cuts them
 
+MAX_SHARED = 0.5
+"""Of test's texts may stand in train as well; in NSMC 3.6 % do, short ones that many people write."""
+
 STAR_TEST_SHARE = 0.05
 """Of NSMC's reviews with stars; fixed, since pretraining leaves these texts out whatever a later run asks for."""
 
@@ -102,13 +105,13 @@ class Dataset:
         if self.config.kind != "nsmc":
             raise DatasetError(f"{self.name} is of kind {self.config.kind}; pretraining reads kind nsmc")
         folder = self.config.folder
-        polarity = _nsmc_polarity(self.config)
-        _, dev = _cut(polarity[0].rows, self.config.dev_share)
+        polarity = train, test = _nsmc_polarity(self.config)
+        _, dev = _cut(train.rows, self.config.dev_share)
         if (folder / REST).is_file():
             reviews, _ = _cut(_nsmc_stars(self.config, *polarity)[0].rows, self.config.dev_share)
         else:
-            reviews = _as_stars(polarity[0].rows)
-        return _public(reviews[~reviews.order.isin(dev.order)])
+            reviews = _as_stars(train.rows)
+        return _public(reviews[~reviews.order.isin({*dev.order, *test.rows.order})])
 
     def _refuse_missing_labels(self, part: str, rows: pd.DataFrame, remedy: str) -> None:
         counts = rows.label.value_counts()
@@ -325,8 +328,17 @@ def _default_name(config: DatasetConfig) -> str:
 
 
 def _shared(train: Part, test: Part) -> DataReport:
-    """The texts of test that stand in train too: the user's own split, reported and left as it is."""
+    """The texts of test that stand in train too: the user's own split, reported and left as it is.
+
+    Raises:
+        DatasetError: most of test does, so that no figure on it would mean anything.
+    """
     shared = test.rows.index[test.rows.order.isin(train.rows.order)]
+    if len(shared) > MAX_SHARED * len(test.rows):
+        raise DatasetError(
+            f"{len(shared):,} of {len(test.rows):,} texts of test stand in train too, and {MAX_SHARED:.0%} may; "
+            "name another test file, or leave it out to have test cut from train"
+        )
     return _report(next(iter(test.report.read), "test"), "a text of test that train has too", shared)
 
 

@@ -2,7 +2,7 @@
 
 The targets are the teachers' mean probabilities (Hinton et al. 2015, arXiv:1503.02531), over the labelled reviews,
 where they are mixed with the true labels, and over NSMC's reviews that the labels leave out: three times as many, and
-where a student gains most. Dev and test stay as they are, and no text of theirs is learned from.
+where a student gains most. Dev and test stay as they are, and of what is added no text stands in either.
 """
 
 import logging
@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from transformers import PreTrainedModel
 
 from training.batches import EncodedTexts
 from training.data import REST, Dataset
-from training.encoders import load_classifier
+from training.encoders import load_finetuned
+from training.errors import CheckpointError
 from training.evaluate import predict_logits
 
 log = logging.getLogger(__name__)
@@ -26,7 +28,10 @@ HARD_SHARE = 0.3
 
 @dataclass(frozen=True, eq=False)
 class TaughtDataset:
-    """The same dataset with more to learn from: ``label`` of its train part holds a distribution, FP32 [labels]."""
+    """The same dataset with more to learn from: ``label`` of its train part holds a distribution, FP32 [labels].
+
+    Label smoothing does not apply to it: the teachers' doubt takes its place.
+    """
 
     dataset: Dataset
     reviews: pd.DataFrame
@@ -55,7 +60,7 @@ def teach(dataset: Dataset, teachers: list[Path], max_length: int) -> TaughtData
         max_length: tokens that they read of a text.
 
     Raises:
-        CheckpointError: a teacher cannot be loaded.
+        CheckpointError: a teacher cannot be loaded, or answers other labels.
     """
     train, _ = dataset.learning_parts()
     reviews = train
@@ -82,9 +87,20 @@ def _mean_probabilities(teachers: list[Path], texts: list[str], labels: tuple[st
     total = np.zeros((len(texts), len(labels)))
     for number, teacher in enumerate(teachers, start=1):
         log.info("teacher %d of %d reads %s reviews", number, len(teachers), f"{len(texts):,}")
-        model, tokenizer = load_classifier(str(teacher), list(labels))
+        model, tokenizer = load_finetuned(teacher)
         encoded = EncodedTexts(tokenizer, texts, [0] * len(texts), max_length)
         with torch.autocast(model.device.type, dtype=torch.bfloat16):  # targets need no more digits, and half the time
             logits = predict_logits(model, encoded)
-        total += torch.tensor(logits).softmax(1).numpy()
+        total += torch.tensor(logits).softmax(1).numpy()[:, _columns(model, teacher, labels)]
     return (total / len(teachers)).astype(np.float32)
+
+
+def _columns(model: PreTrainedModel, teacher: Path, labels: tuple[str, ...]) -> list[int]:
+    """Where the teacher's answer to each of ``labels`` stands."""
+    answers = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    if sorted(answers) != sorted(labels):
+        raise CheckpointError(
+            f"the teacher {teacher} answers {', '.join(answers)}, and the dataset is labelled {', '.join(labels)}; "
+            "take a teacher that was fine-tuned on the same labels"
+        )
+    return [answers.index(label) for label in labels]

@@ -295,7 +295,7 @@ def _unreachable(repository: str, revision: str | None, exc: Exception) -> str:
 
 
 def _no_such_name(name: str) -> str:
-    near = difflib.get_close_matches(name, ENCODERS, n=1, cutoff=0.8)
+    near = [] if "/" in name else difflib.get_close_matches(name, ENCODERS, n=1, cutoff=0.7)
     meant = f"did you mean {near[0]}? " if near else ""
     return (
         f"no encoder could be loaded from {name!r}: it is no folder here and no hub id (owner/name); {meant}"

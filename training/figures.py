@@ -122,7 +122,7 @@ def error_table(predictions: pd.DataFrame, names: list[str]) -> pd.DataFrame:
 
     ``predictions``: a search's dev_predictions, columns text, label and probabilities.
     """
-    probabilities = np.stack(predictions.probabilities.to_list()) if len(predictions) else np.empty((0, len(names)))
+    probabilities = np.stack(predictions.probabilities.to_list())
     chosen = probabilities.argmax(1)
     labels = predictions.label.to_numpy()
     table = pd.DataFrame(
@@ -138,8 +138,7 @@ def error_table(predictions: pd.DataFrame, names: list[str]) -> pd.DataFrame:
 
 def error_page(table: pd.DataFrame) -> str:
     """The table as an HTML page; texts are escaped, as strangers wrote them."""
-    with pd.option_context("display.max_colwidth", None):
-        rows = table.to_html(escape=True, index=False, border=0)
+    rows = table.to_html(escape=True, index=False, border=0)
     return (
         '<!doctype html><html lang="ko"><meta charset="utf-8"><title>Errors on dev</title><style>'
         "body{font:15px/1.5 sans-serif;margin:2em;max-width:60em}table{border-collapse:collapse;width:100%}"

@@ -17,7 +17,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,13 +86,14 @@ class Ledger:
         """In the order of their numbers; none while nothing was ever registered."""
         if self.settings.mlflow_tracking_uri is None and not (self.settings.var / "mlflow.db").is_file():
             return []
-        try:
-            champion = self.client.get_registered_model(self.model).aliases.get("champion")
-        except MlflowException as exc:
-            if exc.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return []
-            raise
-        found = self.client.search_model_versions(f"name='{self.model}'")
+        with self._asking():
+            try:
+                champion = self.client.get_registered_model(self.model).aliases.get("champion")
+            except MlflowException as exc:
+                if exc.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return []
+                raise
+            found = self.client.search_model_versions(f"name='{self.model}'")
         return sorted((_version(each, champion) for each in found), key=lambda version: version.number)
 
     def version(self, number: int) -> Version:
@@ -178,21 +179,28 @@ class Ledger:
 
     def rebuild(self) -> Path:
         """Write the file from MLflow alone, whatever it holds; tags and aliases are put in order as well."""
-        with locked(self._lock_file, seconds=LOCK_SECONDS):
+        with locked(self._lock_file, seconds=LOCK_SECONDS), self._asking():
             self._finish({})
         return self.settings.registry_file
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """One writer at a time; what a killed one has left is put in order first."""
-        with locked(self._lock_file, seconds=LOCK_SECONDS):
+        with locked(self._lock_file, seconds=LOCK_SECONDS), self._asking():
             left = self._read_file()
-            if left is None:
-                self._finish({})
-            elif left["pending"]:
+            if left and left["pending"]:
                 log.warning("%s was interrupted; putting the registry in order", left["pending"]["operation"])
-                self._finish(left["pending"])
+                self._of(left["model"])._finish(left["pending"])
+            if left is None or left["model"] != self.model:
+                self._finish({})
             yield
+
+    def _asking(self) -> AbstractContextManager[None]:
+        return tracking.asking(f"the registry {self.model!r} cannot be asked or changed now")
+
+    def _of(self, model: str) -> "Ledger":
+        """Another registry may have used this var folder last, and was killed."""
+        return self if model == self.model else Ledger(self.settings.model_copy(update={"registered_model": model}))
 
     @property
     def _lock_file(self) -> Path:

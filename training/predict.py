@@ -10,9 +10,11 @@ the registry's Champion, and while there is none, the bundle that is served.
 import argparse
 import hashlib
 import json
+import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +106,8 @@ class SentimentPredictor:
 
 
 def _find(model: str | int | Path | None) -> Path:
+    if not isinstance(model, str | int | Path | None) or isinstance(model, bool) or model == "":
+        raise TypeError(f"model is {model!r}; give a version number, a folder, or nothing for the Champion")
     if isinstance(model, int) or (isinstance(model, str) and model.isdecimal() and not Path(model).exists()):
         return _from_registry(int(model), read_settings())
     if model is not None:
@@ -247,12 +251,32 @@ def as_line(prediction: dict) -> str:
     return f"{prediction['label']}  {prediction['confidence']:6.1%}{probs}  {prediction['text']}"
 
 
-def _read_lines() -> list[str]:
+def _read_lines() -> Iterator[str]:
     sys.stdin.reconfigure(encoding="utf-8", errors="strict")
     try:
-        return [line.rstrip("\r\n") for line in sys.stdin]
+        yield from (line.rstrip("\r\n") for line in sys.stdin)
     except UnicodeDecodeError as exc:
         raise ValueError(f"standard input is not UTF-8 ({exc.reason}); try iconv -f cp949 -t utf-8") from None
+
+
+def _answer(predictor: SentimentPredictor, texts: Iterator[str], options: argparse.Namespace) -> int:
+    """Print a line per text as it can be read; a text that cannot gets a line on stderr. Returns how many could not."""
+    refused, number = 0, 0
+    while batch := list(islice(texts, BATCH)):
+        try:
+            predictions = predictor.predict(batch, return_probs=options.probs)
+        except ValueError:  # one of them is empty: each by itself
+            predictions = []
+            for place, text in enumerate(batch, number + 1):
+                try:
+                    predictions.append(predictor.predict(text, return_probs=options.probs))
+                except ValueError as exc:
+                    refused += 1
+                    print(f"error: {str(exc).replace('text 1 of 1', f'text {place}')}", file=sys.stderr)
+        for prediction in predictions:
+            print(json.dumps(prediction, ensure_ascii=False) if options.json else as_line(prediction), flush=True)
+        number += len(batch)
+    return refused
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -265,13 +289,15 @@ def main(argv: list[str] | None = None) -> int:
     if not options.texts and sys.stdin.isatty():
         parser.error("no text; give some, or pipe them in, one per line")
     try:
-        texts = options.texts or _read_lines()
-        for prediction in SentimentPredictor(options.model).predict(texts, return_probs=options.probs):
-            print(json.dumps(prediction, ensure_ascii=False) if options.json else as_line(prediction))
+        texts = iter(options.texts) if options.texts else _read_lines()
+        refused = _answer(SentimentPredictor(options.model), texts, options)
     except (TrainingError, ValueError) as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 2
-    return 0
+    except BrokenPipeError:  # the reader, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 2 if refused else 0
 
 
 if __name__ == "__main__":

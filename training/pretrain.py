@@ -15,12 +15,15 @@ smaller first (`training.shrink`).
 
 import argparse
 import functools
+import json
 import logging
+import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 from transformers import (
@@ -36,9 +39,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from training.batches import EncodedTexts, pad_batch
 from training.config import DatasetConfig
-from training.data import STAR_LABELS, open_dataset
+from training.data import STAR_LABELS, fingerprint, open_dataset
 from training.encoders import load_classifier
-from training.errors import TrainingError
+from training.errors import CheckpointError, TrainingError
 from training.record import write_record
 from training.settings import Settings, read_settings
 from training.shrink import shrink_embeddings
@@ -152,11 +155,16 @@ def pretrain(
 
     Interrupted, it goes on from the last checkpoint beside it when called again with the same arguments.
 
+    Raises:
+        CheckpointError: ``start`` cannot be used, or what was interrupted had other arguments.
+
     Args:
         half: write the weights in half precision, as shipped encoders are; the default is FP32.
         start: a shape, or an earlier encoder's folder; then `embedding_size` makes its table smaller first.
     """
     work = output.with_name(f"{output.name}.work")
+    _refuse_other_work(work, fingerprint(STAR_LABELS, pd.DataFrame({"document": texts, "label": labels})), start,
+                       embedding_size, epochs, batch_size, learning_rate, seed)  # fmt: skip
     set_seed(seed)
     if isinstance(start, Shape):
         tokenizer = _vocabulary(texts, start, work / "tokenizer")
@@ -166,7 +174,9 @@ def pretrain(
         classifier, tokenizer = load_classifier(str(start), STAR_LABELS, dropout=0.0)
         encoded = EncodedTexts(tokenizer, texts, labels, classifier.config.max_position_embeddings)
         if embedding_size:
-            classifier, kept = shrink_embeddings(classifier, embedding_size, _word_counts(encoded, len(tokenizer)))
+            classifier, kept = shrink_embeddings(
+                classifier, embedding_size, _word_counts(encoded, classifier.config.vocab_size)
+            )
             log.info("embeddings of %d keep %.1f %% of what the reviews use", embedding_size, 100 * kept)
     model = MaskedStars(classifier)
     trainer = Trainer(
@@ -195,7 +205,20 @@ def pretrain(
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)))
     (model.classifier.half() if half else model.classifier).save_pretrained(output)
     tokenizer.save_pretrained(output)
+    shutil.rmtree(work)
     return output
+
+
+def _refuse_other_work(work: Path, *arguments: object) -> None:
+    """Going on with other data, seed or shape would mix two runs into one; the first call notes its own."""
+    asked, file = [str(argument) for argument in arguments], work / "arguments.json"
+    if not file.is_file():
+        work.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(asked), encoding="utf-8")
+    elif json.loads(file.read_text(encoding="utf-8")) != asked:
+        raise CheckpointError(
+            f"{work} holds an interrupted run with other arguments; repeat those, or delete the folder"
+        )
 
 
 def _vocabulary(texts: list[str], shape: Shape, folder: Path) -> PreTrainedTokenizerFast:
@@ -247,16 +270,24 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _at_least_1(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return int(text)
+
+
 def _parser(settings: Settings) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.pretrain", description="Train an encoder from scratch.")
     parser.add_argument("--data", type=Path, help="folder with NSMC's files (default: official NSMC, downloaded)")
     parser.add_argument("--output", type=Path, default=settings.var / "checkpoints" / "nano-wide")
     parser.add_argument("--start", type=Path, help="go on from this encoder instead of from nothing")
-    parser.add_argument("--embedding-size", type=int, help="of a new encoder, or to make that of --start smaller")
+    parser.add_argument(
+        "--embedding-size", type=_at_least_1, help="of a new encoder, or to make that of --start smaller"
+    )
     parser.add_argument("--epochs", type=float, default=3)
-    parser.add_argument("--batch-size", type=int, default=256, help="reviews per step")
+    parser.add_argument("--batch-size", type=_at_least_1, default=256, help="reviews per step")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--limit", type=int, help="read only the first N reviews (for a trial)")
+    parser.add_argument("--limit", type=_at_least_1, help="read only the first N reviews (for a trial)")
     parser.add_argument("--half", action="store_true", help="write the weights in half precision")
     parser.add_argument("--seed", type=int, default=1)
     return parser

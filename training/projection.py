@@ -38,6 +38,7 @@ from training.search import (
 SEARCH_TAG, CREATED_TAG, TRIAL_TAG, KIND_TAG = "nunchi.search", "nunchi.created", "nunchi.trial", "nunchi.kind"
 JOURNAL, ENVIRONMENT = "mlflow.json", "requirements.txt"
 BEST_F1 = "best_dev_f1"
+NOTE_LENGTH = 4900  # characters; with a last line less than the 5000 that any release of MLflow takes in a tag
 RUN_STATUS = {"running": "RUNNING", "finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
 
 
@@ -76,6 +77,7 @@ class Projection:
     def _bring_search(self, run_id: str) -> None:
         best = next((trial for trial in self.trials if trial.name == self.search.best), None)
         tags = self._tags() | ({"nunchi.best_trial": best.name} if best else {})
+        tags[mlflow_tags.MLFLOW_RUN_NOTE] = description(self.trials)
         ended = [trial for trial in self.trials if trial.epochs and trial.state != "running"]
         with tempfile.TemporaryDirectory() as scratch:
             shutil.copy(self.folder / ENVIRONMENT, scratch)
@@ -203,6 +205,36 @@ def _best_metric(trial: Trial) -> list[Metric]:
         return []
     best = max(trial.epochs, key=lambda epoch: epoch["dev_f1"])
     return [Metric(BEST_F1, best["dev_f1"], _milliseconds(trial.ended or trial.started), best["epoch"])]
+
+
+def description(trials: list[Trial]) -> str:
+    """Of the search's run, in Markdown: the trials that have ended, the best first, as many as a tag can hold."""
+    ended = [trial for trial in trials if trial.state != "running"]
+    if not ended:
+        return "No trial has ended yet."
+    ranked = sorted(ended, key=lambda trial: (-(trial.best_f1 or 0.0), trial.name))
+    varied = list(dict.fromkeys(path for trial in ranked for path in trial.params))
+    heads = ["trial", "dev F1", "epochs", "state", *(path.split(".", 1)[-1] for path in varied)]
+    lines = [_table_row(heads), _table_row(["---"] * len(heads))]
+    left = NOTE_LENGTH - len("\n".join(lines))
+    for shown, trial in enumerate(ranked):
+        f1 = "" if trial.best_f1 is None else f"{trial.best_f1:.4f}"
+        state = f"{trial.state}: {trial.error}"[:120] if trial.error else trial.state
+        values = [_shortly(trial.params.get(path, "")) for path in varied]
+        row = _table_row([trial.name, f1, str(len(trial.epochs)), state, *values])
+        left -= len(row) + 1
+        if left < 0:
+            return "\n".join([*lines, "", f"{len(ranked) - shown} more trials are in the runs below."])
+        lines.append(row)
+    return "\n".join(lines)
+
+
+def _table_row(cells: list[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"
+
+
+def _shortly(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _dataset_input(search: Search) -> DatasetInput:

@@ -15,6 +15,7 @@ rival was tested on other rows, it is asked the candidate's test rows now, and t
 
 import json
 import logging
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ ALL_CASES_FLOOR = 0.8
 KIND_FLOOR = 0.7
 KINDS_WITHOUT_FLOOR = {"irony"}
 MILLISECONDS_ALONE = 100.0
+OUTPUT_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -131,15 +133,31 @@ def find_rival(registry: "Registry") -> Rival | None:
 
 
 def measure_latency(checkpoint: Path, against: Path | None) -> dict:
-    """The JSON of ``python -m export.latency``, or ``{"error": sentence}`` when the checkpoint cannot be exported."""
+    """The JSON of ``python -m export.latency``; or, when it failed, the reason and the end of what it said.
+
+    That is ``{"error": sentence, "output": lines}``: the checkpoint cannot be exported, or the command cannot run here.
+    """
     command = [sys.executable, "-m", "export.latency", "--checkpoint", str(checkpoint)]
     if against is not None:
         command += ["--against", str(against)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
-        return {"error": lines[-1].removeprefix("error: ")}
+        lines = done.stderr.strip().splitlines()
+        return {"error": _why_it_failed(done.returncode, lines), "output": lines[-OUTPUT_LINES:]}
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def _why_it_failed(status: int, lines: list[str]) -> str:
+    """Its own refusal; else the exception that ended it: at the left, below the last traceback; else how it ended."""
+    last = lines[-1] if lines else ""
+    if last.startswith("error: "):
+        return last.removeprefix("error: ")
+    if status < 0:
+        killer = signal.Signals(-status).name
+        return f"python -m export.latency was killed by {killer}, perhaps for want of memory; free some, then try again"
+    tracebacks = [number for number, line in enumerate(lines) if line.startswith("Traceback")]
+    raised = [line for line in lines[tracebacks[-1] + 1 :] if line and not line[0].isspace()] if tracebacks else []
+    return f"python -m export.latency ended with status {status}: {raised[0] if raised else last or 'it said nothing'}"
 
 
 def judge_comparison(comparison: PairedComparison, rival: str, latency: dict) -> Gate:
@@ -153,9 +171,12 @@ def judge_comparison(comparison: PairedComparison, rival: str, latency: dict) ->
     better = comparison.difference > 0 and comparison.p_value < SIGNIFICANT
     not_worse = low > -WORSE_AT_MOST
     cheaper = ratios is not None and min(ratios.values()) <= CHEAPER_FROM
-    cost = "of unknown cost, as that has not been exported" if ratios is None else (
-        f"{ratios['time']:.2f} of its time and {ratios['bytes']:.2f} of its bytes"
-    )  # fmt: skip
+    if ratios is not None:
+        cost = f"{ratios['time']:.2f} of its time and {ratios['bytes']:.2f} of its bytes"
+    elif "error" in latency:
+        cost = "of unknown cost, as it could not be exported and timed"
+    else:
+        cost = f"of unknown cost, as {rival} is not in the model repository: make export puts it there, then try again"
     if better:
         sentence = f"better: {found}"
     elif not_worse and cheaper:

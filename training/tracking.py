@@ -55,6 +55,9 @@ SIGNATURE = ModelSignature(
 
 HURRIED = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "4", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 PATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "60", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+_patience: dict[str, str] = {}
+"""What `asking` has put into the environment."""
+
 PAUSE, LONGEST_PAUSE = 30.0, 300.0
 """Seconds until MLflow is tried again, doubled each time."""
 
@@ -81,7 +84,7 @@ def connect(settings: Settings) -> MlflowClient:
     _quieten()
     mlflow.set_tracking_uri(settings.tracking_uri)
     mlflow.set_registry_uri(settings.tracking_uri)
-    with _asking(HURRIED, f"MLflow at {_without_password(settings.tracking_uri)} cannot be used"):
+    with asking(f"MLflow at {_without_password(settings.tracking_uri)} cannot be used", HURRIED):
         with _database_to_itself(settings):
             client = MlflowClient(settings.tracking_uri)
             _experiment_id(client, settings)
@@ -114,8 +117,10 @@ def project(search_folder: Path, settings: Settings) -> str | None:
     return run_id
 
 
-def upload(search_folder: Path, settings: Settings) -> str:
-    """As `project`, with patience, and without trust in what was noted as sent.
+def upload(search_folder: Path, settings: Settings, *, trusting: bool = False) -> str:
+    """As `project`, with patience; what was noted as sent is believed only if ``trusting``.
+
+    Another process that is bringing the folder is waited for.
 
     Raises:
         TrackingError: MLflow cannot be reached, or went away; call again, nothing is sent twice.
@@ -123,7 +128,7 @@ def upload(search_folder: Path, settings: Settings) -> str:
     read_search(search_folder)  # before anything is written into a folder that is none
     _note_environment(search_folder)
     with _folder_to_itself(search_folder, wait=True):
-        return _bring(search_folder, settings, PATIENT, trusting=False)
+        return _bring(search_folder, settings, PATIENT, trusting=trusting)
 
 
 def _bring(search_folder: Path, settings: Settings, patience: dict[str, str], *, trusting: bool) -> str:
@@ -133,7 +138,7 @@ def _bring(search_folder: Path, settings: Settings, patience: dict[str, str], *,
     if not search.finished and not projection.has_news():
         return projection.run_id()
     client = connect(settings)
-    with _asking(patience, f"MLflow has not taken all of {search.name}"):
+    with asking(f"MLflow has not taken all of {search.name}", patience):
         projection.bring(client, _experiment_id(client, settings))
     checkpoint = trial_folder(search_folder, search.best or "") / CHECKPOINT
     if search.finished and search.best and checkpoint.is_dir():
@@ -148,7 +153,7 @@ def run_id_of(search_folder: Path, trial: str, settings: Settings) -> str:
         TrackingError: MLflow cannot be reached, or does not hold the trial.
     """
     client = connect(settings)
-    with _asking(PATIENT, f"MLflow cannot be asked for trial {trial}"):
+    with asking(f"MLflow cannot be asked for trial {trial}"):
         run = find_run(client, _experiment_id(client, settings), read_search(search_folder), trial)
     if run is None:
         raise TrackingError(
@@ -167,7 +172,7 @@ def log_model(run_id: str, checkpoint: Path, settings: Settings) -> str:
         TrackingError: MLflow cannot be reached, or does not take it.
     """
     client = connect(settings)
-    with _folder_to_itself(checkpoint, wait=True), _asking(PATIENT, f"MLflow has not stored the model of run {run_id}"):
+    with _folder_to_itself(checkpoint, wait=True), asking(f"MLflow has not stored the model of run {run_id}"):
         run, digest = client.get_run(run_id), _digest(checkpoint)
         for model in _models_of(client, run):
             if model.status != LoggedModelStatus.READY:
@@ -206,7 +211,7 @@ def checkpoint_of(model_uri: str, target: Path, settings: Settings) -> Path:
     client = connect(settings)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        with _asking(PATIENT, f"{model_uri} cannot be read from MLflow"):
+        with asking(f"{model_uri} cannot be read from MLflow"):
             model = Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=scratch))
             facts = Model.load(model)
             stored = client.get_logged_model(facts.model_id).tags.get(CHECKPOINT_TAG)
@@ -272,13 +277,18 @@ def _without_password(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _asking(patience: dict[str, str], failure: str) -> Iterator[None]:
-    """MLflow reads its patience from the environment at each request; what a person has set there stays.
+def asking(failure: str, patience: dict[str, str] = PATIENT) -> Iterator[None]:
+    """Ask MLflow with that patience: without it, a server that is away costs a quarter of an hour per request.
+
+    MLflow reads its patience from the environment at each request; what a person has set there stays. Of one within
+    another, the inner counts.
 
     Raises:
         TrackingError: ``failure``, and why.
     """
-    ours = {name: value for name, value in patience.items() if name not in os.environ}
+    before = dict(_patience)
+    ours = {name: value for name, value in patience.items() if os.environ.get(name) == before.get(name)}
+    _patience.update(ours)
     os.environ.update(ours)
     try:
         yield
@@ -288,6 +298,9 @@ def _asking(patience: dict[str, str], failure: str) -> Iterator[None]:
     finally:
         for name in ours:
             os.environ.pop(name, None)
+        os.environ.update({name: before[name] for name in ours if name in before})
+        _patience.clear()
+        _patience.update(before)
 
 
 @contextlib.contextmanager
@@ -299,10 +312,14 @@ def _folder_to_itself(folder: Path, *, wait: bool) -> Iterator[None]:
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise TrackingError(f"another process is bringing {folder.name} to MLflow") from None
+            log.info("waiting for another process that is bringing %s to MLflow", folder.name)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-    except BlockingIOError:
-        raise TrackingError(f"another process is bringing {folder.name} to MLflow") from None
     finally:
         os.close(handle)
 

@@ -104,7 +104,7 @@ class SentimentTrainer:
     def _begin(self, dataset: Dataset) -> Path:
         name = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
         folder = begin_search(self.settings.searches, name, self.config, dataset)
-        params = {"teachers": [teacher.name for teacher in self.teachers]} if self.teachers else {}
+        params = {"teachers": [str(teacher) for teacher in self.teachers]} if self.teachers else {}
         write_trial(trial_folder(folder, ONLY_TRIAL), Trial(name=ONLY_TRIAL, params=params, started=now()))
         return folder
 
@@ -265,14 +265,14 @@ def main(argv: list[str] | None = None) -> int:
     add_config_arguments(parser)
     try:
         options, config = parse_config(parser, argv)
-        words = LANGUAGES[options.language]
+        words = LANGUAGES[options.language] if options.interactive else ENGLISH
         trainer = SentimentTrainer(config, options.teacher)
         metrics = trainer.train()["metrics"]
         print(words.trained.format(folder=trainer.folder, **metrics))
         if options.interactive:
             Session(trainer, words).run()
         else:
-            print(f"python -m training.registry register {trainer.folder.name}")
+            print(f"next: python -m training.registry register {trainer.folder.name}")
     except TrainingError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 2

@@ -90,11 +90,11 @@ def learn(task: dict) -> None:
     with _log_file(folder / LOG):
         try:
             finetune(config, _dataset(config, task), folder, callbacks=[after_epoch], resume=True)
-        except (TrainingError, torch.OutOfMemoryError, MemoryError) as exc:
-            _record_failure(folder, exc)
-            raise
-        except Exception:
-            logging.getLogger("training").exception("the trial broke off")
+        except Exception as exc:
+            if isinstance(exc, TrainingError) or _out_of_memory(exc):
+                _record_failure(folder, exc)
+            else:
+                logging.getLogger("training").exception("the trial broke off")
             raise
     for figures in last:
         report(figures)
@@ -110,7 +110,12 @@ def _dataset(config: TrainingConfig, task: Task) -> Dataset:
     return dataset
 
 
-def _record_failure(folder: Path, exc: BaseException) -> None:
+def _out_of_memory(exc: Exception) -> bool:
+    """Torch raises a plain RuntimeError where it is the CPU's memory."""
+    return isinstance(exc, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(exc)
+
+
+def _record_failure(folder: Path, exc: Exception) -> None:
     error = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
     if not isinstance(exc, TrainingError):
         error = f"out of memory: {error}; take a smaller train.batch_size or model.max_length"

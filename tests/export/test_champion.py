@@ -11,12 +11,10 @@ from transformers import PreTrainedTokenizerFast
 
 from export.__main__ import main
 from export.bundle import verify_bundle
-from export.champion import find_champion, folder_that_serves
+from export.champion import find_champion, find_published
+from export.triton_config import read_config
 from tests.export.checkpoints import make_tokenizer
 from training.settings import Settings
-
-# MLflow 3.17 warns of its own type hints at import and of its SQLAlchemy mappers at first use.
-pytestmark = pytest.mark.filterwarnings("ignore")
 
 METRICS = {
     "dataset": "sample test",
@@ -70,6 +68,13 @@ def crown(settings, checkpoint):
     return register
 
 
+@pytest.fixture
+def roll_back(settings):
+    from training import tracking
+
+    return lambda: tracking.connect(settings).set_registered_model_alias(settings.registered_model, "champion", "1")
+
+
 @pytest.fixture(scope="module")
 def first_run(crown):
     return crown()
@@ -96,7 +101,7 @@ def test_without_a_champion_the_remedy_is_named(export_champion, repository, mon
 
 
 def test_the_champion_is_published_once_and_says_where_it_came_from(
-    export_champion, first_run, crown, repository, caplog
+    export_champion, first_run, crown, roll_back, repository, caplog
 ):
     caplog.set_level(logging.INFO)
     status, out, err = export_champion()
@@ -112,13 +117,21 @@ def test_the_champion_is_published_once_and_says_where_it_came_from(
     assert {path: path.stat().st_mtime_ns for path in repository.rglob("*")} == before
 
     _, champion = find_champion()
-    assert folder_that_serves(repository, champion) == repository / "sentiment/1"
+    assert find_published(repository, champion) == repository / "sentiment/1"
     of_another_registry = dataclasses.replace(champion, run_id="0" * 32)
-    assert folder_that_serves(repository, of_another_registry) is None
+    assert find_published(repository, of_another_registry) is None
 
     second_run = crown()
     assert export_champion()[:2] == (0, f"{repository}/sentiment/2\n")
     assert verify_bundle(repository / "sentiment/2").source.mlflow_run == second_run
+
+    roll_back()
+    assert export_champion()[:2] == (0, f"{repository}/sentiment/1\n")
+    assert "is version 1 and serves again" in caplog.text
+    serving = json.loads((repository / "serving.json").read_text(encoding="utf-8"))
+    assert (serving["version"], serving["previous"]) == (1, 2)
+    assert sorted(path.name for path in (repository / "sentiment").iterdir()) == ["1", "2", "config.pbtxt"]
+    assert sorted(read_config(repository / "sentiment/config.pbtxt").version_policy.specific.versions) == [1, 2]
 
 
 def test_a_champion_whose_bundle_is_damaged_is_exported_anew(export_champion, first_run, repository, caplog):
@@ -126,4 +139,4 @@ def test_a_champion_whose_bundle_is_damaged_is_exported_anew(export_champion, fi
     assert export_champion()[0] == 0
     (repository / "sentiment/1/model.onnx").write_bytes(b"")
     assert export_champion()[:2] == (0, f"{repository}/sentiment/2\n")
-    assert "what serves is not whole, so it is exported anew" in caplog.text
+    assert "version 1 is not whole" in caplog.text

@@ -108,7 +108,7 @@ def test_a_trial_is_the_config_with_its_own_values():
     [
         (
             ["--train.learning_rate", "5"],
-            r"train.learning_rate is 5: it should be less than or equal to 0.1; leave it out for the default, 0.0002",
+            r"train.learning_rate is 5: it should be less than or equal to 0.1; leave it out for the default",
         ),
         (["--train.learning_rate", ".nan"], r"train.learning_rate is nan"),
         (["--tune.cpus_per_worker", ".inf"], r"tune.cpus_per_worker is inf: it should be a finite number"),
@@ -156,7 +156,7 @@ def test_a_wrong_value_is_refused_with_its_path_its_limit_and_a_remedy(words, me
 @pytest.mark.parametrize(
     ("path", "varied", "message"),
     [
-        ("train.lr", "{choices: [1]}", r"tune.space.train.lr varies a value that does not exist; did you mean"),
+        ("train.lr", "{choices: [1]}", r"tune.space.train.lr varies a value that does not exist; there are .*train.learning_rate"),
         ("dataset.dev_share", "{choices: [0.1]}", r"cannot vary: trials are compared on one dataset; vary model or tr"),
         ("tune.trials", "{choices: [1]}", r"tune.space.tune.trials cannot vary"),
         ("train.batch_size", "{low: 16, high: 32}", r"is a range, but not every number fits there; use choices"),
@@ -257,7 +257,7 @@ def test_the_command_prints_the_config_the_schema_or_the_refusal(capsys):
     assert schema["$defs"]["TrainConfig"]["additionalProperties"] is False
     assert command.main(["--train.seed", "-9"]) == 2
     assert capsys.readouterr().err == (
-        "error: train.seed is -9: it should be greater than or equal to 0; leave it out for the default, 1\n"
+        "error: train.seed is -9: it should be greater than or equal to 0; leave it out for the default\n"
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from training import data
 from training.config import STARS, DatasetConfig
-from training.data import cut_dev, open_dataset
+from training.data import TEST, TRAIN, cut_dev, open_dataset
 from training.errors import DatasetError
 
 
@@ -248,7 +248,8 @@ def test_an_empty_and_an_oversized_collection_are_refused(tmp_path):
 def test_files_of_the_users_own_bring_their_test_or_have_it_cut(tmp_path):
     rows = pd.DataFrame({"text": [f"글 {i}" for i in range(400)], "mood": ["부정", "긍정"] * 200})
     rows.to_csv(tmp_path / "train.csv", index=False)
-    rows.tail(10).to_csv(tmp_path / "test.tsv.gz", index=False, sep="\t")
+    new = pd.DataFrame({"text": [f"새 글 {i}" for i in range(6)], "mood": ["부정", "긍정"] * 3})
+    pd.concat([rows.tail(4), new]).to_csv(tmp_path / "test.tsv.gz", index=False, sep="\t")
     options = {"kind": "files", "train": tmp_path / "train.csv", "text_column": "text", "label_column": "mood"}
     cut = open_dataset(DatasetConfig(**options), cache=tmp_path)
     assert (cut.name, len(cut.train()) + len(cut.test())) == ("train", 400)
@@ -256,7 +257,27 @@ def test_files_of_the_users_own_bring_their_test_or_have_it_cut(tmp_path):
     named = open_dataset(DatasetConfig(**options, test=tmp_path / "test.tsv.gz", name="mine"), cache=tmp_path)
     assert (named.name, len(named.train()), len(named.test())) == ("mine", 400, 10)
     shared = [(found.reason, found.rows, found.dropped) for found in named.report.findings]
-    assert shared == [("a text of test that train has too", 10, False)]
+    assert shared == [("a text of test that train has too", 4, False)]
+
+
+def test_a_test_file_that_train_has_learnt_by_heart_is_refused(tmp_path):
+    rows = pd.DataFrame({"document": [f"글 {i}" for i in range(100)], "label": [0, 1] * 50})
+    rows.to_csv(tmp_path / "train.tsv", index=False, sep="\t")
+    config = DatasetConfig(kind="files", train=tmp_path / "train.tsv", test=tmp_path / "train.tsv")
+    with pytest.raises(DatasetError, match="100 of 100 texts of test stand in train too, and 50% may"):
+        open_dataset(config, cache=tmp_path)
+
+
+def test_pretraining_leaves_out_the_texts_of_test_where_there_are_no_further_reviews(tmp_path):
+    train = [f"{i}\t글 {i}\t{i % 2}" for i in range(200)]
+    test = [f"{i}\t글 {i}\t{i % 2}" for i in range(190, 230)]  # ten of them stand in train
+    for name, rows in ((TRAIN, train), (TEST, test)):
+        (tmp_path / name).write_text("\n".join(["id\tdocument\tlabel", *rows]) + "\n", encoding="utf-8")
+    dataset = open_dataset(DatasetConfig(folder=tmp_path), cache=tmp_path)
+    learned = texts(dataset.star_reviews())
+    assert len(learned) > 150
+    assert not learned & texts(dataset.test())
+    assert not learned & texts(dataset.learning_parts()[1])
 
 
 def test_the_fingerprint_names_the_rows_and_not_their_files(tmp_path):

@@ -1,7 +1,5 @@
 """Pictures are read back from matplotlib's own objects: what is drawn, not how it looks."""
 
-import warnings
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +12,7 @@ NAMES = ["negative", "positive"]
 
 def trial(name: str, dev_f1: list[float]) -> Trial:
     epochs = [
-        {"epoch": number, "train_loss": 0.7 / number, "dev_loss": 0.6 / number, "dev_f1": f1, "dev_accuracy": f1}
+        {"epoch": number, "train_loss": 0.7 / number, "dev_loss": 0.6 / number, "dev_f1": f1, "dev_accuracy": f1 / 2}
         for number, f1 in enumerate(dev_f1, 1)
     ]
     return Trial(name, {}, epochs=epochs)
@@ -32,6 +30,7 @@ def test_one_trial_shows_train_and_dev_over_its_epochs():
     losses, scores = figures.learning_curves([trial("only", [0.7, 0.8])]).axes
     assert lines(losses) == {"train": [[1, 0.7], [2, 0.35]], "dev": [[1, 0.6], [2, 0.3]]}
     assert lines(scores)["macro F1"] == [[1, 0.7], [2, 0.8]]
+    assert lines(scores)["accuracy"] == [[1, 0.35], [2, 0.4]]
     assert (losses.get_xlabel(), losses.get_ylabel()) == ("epoch", "cross-entropy (nats)")
 
 
@@ -40,6 +39,7 @@ def test_of_many_trials_the_best_are_named_and_starred_at_their_best_epoch():
     _, scores = figures.learning_curves(trials).axes
     assert legend(scores)[:2] == ["trial-8: F1 0.5800", "trial-7: F1 0.5700"]
     assert len([name for name in legend(scores) if name.startswith("trial-")]) == len(figures.COLOURS)
+    assert len([line for line in scores.get_lines() if line.get_color() == figures.GREY]) == 3
     stars = [line for line in scores.get_lines() if line.get_marker() == "*" and len(line.get_xdata())]
     assert [line.get_xydata().tolist() for line in stars] == [[[1, 0.5 + number / 100]] for number in range(8, 2, -1)]
 
@@ -57,6 +57,7 @@ def test_a_confusion_cell_counts_and_shares_its_true_class():
     labels, predicted = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
     axes = figures.confusion_matrix(labels, predicted, NAMES).axes[0]
     assert [text.get_text() for text in axes.texts] == ["2\n66.7%", "1\n33.3%", "0\n0.0%", "1\n100.0%"]
+    assert [text.get_position() for text in axes.texts] == [(0, 0), (1, 0), (0, 1), (1, 1)]  # column, row
     assert axes.get_title() == "75.00% of 4 dev reviews right"
     assert [tick.get_text() for tick in axes.get_xticklabels()] == NAMES
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
@@ -84,11 +85,9 @@ def test_every_confidence_from_an_equal_share_to_certainty_has_its_bin(classes):
 
 
 def test_names_in_hangul_become_class_numbers_which_the_fonts_can_draw(tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # matplotlib warns of a missing glyph
-        picture = figures.confusion_matrix(np.array([0, 1]), np.array([0, 1]), ["부정", "긍정"])
-        picture.savefig(tmp_path / "matrix.png")
-        figures.learning_curves([trial("시험", [0.5]), trial("둘", [0.6])]).savefig(tmp_path / "curves.png")
+    picture = figures.confusion_matrix(np.array([0, 1]), np.array([0, 1]), ["부정", "긍정"])
+    picture.savefig(tmp_path / "matrix.png")  # matplotlib warns of a missing glyph, which is an error here
+    figures.learning_curves([trial("시험", [0.5]), trial("둘", [0.6])]).savefig(tmp_path / "curves.png")
     assert [tick.get_text() for tick in picture.axes[0].get_xticklabels()] == ["class 0", "class 1"]
 
 

@@ -3,26 +3,30 @@
 import json
 import random
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 from transformers import BertTokenizer as BertTokenizerFast
 
 from training import pretrain
-from training.batches import EncodedTexts, pad_batch
-from training.config import POLARITY, DatasetConfig, TrainingConfig, override
+from training.batches import EncodedTexts, LengthGroups, pad_batch
+from training.config import POLARITY, STARS, DatasetConfig, TrainingConfig, override
 from training.data import SAMPLE, TEST, TRAIN, open_dataset, read_reviews
 from training.encoders import load_classifier
 from training.errors import CheckpointError, CollapsedModel, ConfigRefused
 from training.evaluate import predict_logits
 from training.finetune import finetune
 from training.record import encoder_name
-from training.search import CHECKPOINT, EPOCHS
+from training.search import CHECKPOINT, DEV_PREDICTIONS, EPOCHS
 from training.vocabulary import SPECIAL_TOKENS, train_tokenizer
 
 TINY = pretrain.Shape(
     vocab_size=2000, embedding_size=64, hidden_size=64, layers=1, heads=2, intermediate_size=64, max_length=48
 )
+TELLING = [["별로", "최악", "지루함"], ["명작", "감동", "꿀잼"]]
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +35,9 @@ def reviews_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("generated")
     chance = random.Random(1)
     words = sorted({word for text in read_reviews(SAMPLE).document for word in text.split()})[:400]
-    telling = [["별로", "최악", "지루함"], ["명작", "감동", "꿀잼"]]
 
     def sentence(label: int) -> str:
-        chosen = [*chance.sample(words, chance.randint(2, 8)), chance.choice(telling[label])]
+        chosen = [*chance.sample(words, chance.randint(2, 8)), chance.choice(TELLING[label])]
         return " ".join(chance.sample(chosen, len(chosen)))
 
     for name, rows in ((TRAIN, 1000), (TEST, 200)):
@@ -133,6 +136,22 @@ def test_a_run_that_is_cut_off_in_an_epoch_goes_on_to_the_same_end(finetuned, co
     assert not (tmp_path / "work").exists()
 
 
+def test_the_order_of_the_reviews_follows_from_seed_and_epoch_and_each_epoch_has_its_own(finetuned, dataset):
+    train, _ = dataset.learning_parts()
+    texts = EncodedTexts(finetuned.tokenizer, train.document.tolist(), train.label.tolist(), 48)
+
+    def order(seed: int, epoch: int) -> list[int]:
+        groups = LengthGroups(texts, 32, seed)
+        groups.set_epoch(epoch)
+        return list(groups)
+
+    assert order(1, 2) == order(1, 2) and sorted(order(1, 2)) == list(range(len(texts)))
+    assert len({tuple(order(*drawn)) for drawn in ((1, 0), (1, 1), (1, 2), (2, 0))}) == 4
+    lengths = [len(texts.rows[index]) for index in order(1, 0)]
+    batches = [lengths[start : start + 32] for start in range(0, len(lengths), 32)]
+    assert np.mean([max(batch) - min(batch) for batch in batches]) < (max(lengths) - min(lengths)) / 2
+
+
 def test_a_run_that_has_ended_is_not_repeated(finetuned, config, dataset):
     before = (finetuned.folder / CHECKPOINT / "model.safetensors").stat().st_mtime_ns
     again = finetune(config, dataset, finetuned.folder, callbacks=[pytest.fail], resume=True)
@@ -146,6 +165,43 @@ def test_a_run_that_gets_no_better_stops_early_and_a_collapsed_one_leaves_no_che
         finetune(hopeless, dataset, tmp_path)
     assert [epoch["epoch"] for epoch in read_epochs(tmp_path)] == [1, 2]
     assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_layer_decay_slows_the_layers_below_the_head(finetuned, config, dataset, tmp_path):
+    """Here so much that only the head learns."""
+    start = finetuned.folder / CHECKPOINT
+    finetune(override(config, {"model.encoder": str(start), "train.layer_decay": 1e-6}), dataset, tmp_path)
+    before, after = load_file(start / "model.safetensors"), load_file(tmp_path / CHECKPOINT / "model.safetensors")
+    moved = {
+        name: (after[name] - before[name]).abs().max() for name in before if before[name].shape == after[name].shape
+    }
+    assert max(distance for name, distance in moved.items() if not name.startswith("classifier.")) < 1e-5
+    assert moved["classifier.dense.weight"] > 1e-3
+
+
+def test_three_labels_are_learned_and_recorded(config, dataset, tmp_path):
+    reviews = dataset.train().assign(label=lambda rows: rows.label * 2)
+    neutral = reviews[::3].document.replace("|".join(word for words in TELLING for word in words), "보통", regex=True)
+    file = tmp_path / "reviews.parquet"
+    pd.concat([reviews, pd.DataFrame({"document": neutral, "label": 1})]).to_parquet(file)
+    dataset = open_dataset(DatasetConfig(kind="files", train=file, labels=STARS), cache=tmp_path)
+    tuned = finetune(override(config, {"train.learning_rate": 2e-3}), dataset, tmp_path / "trial")
+    assert tuned.model.config.id2label == dict(enumerate(STARS))
+    assert tuned.dev_metrics["f1"] > 0.9 and np.shape(tuned.dev_metrics["confusion"]) == (3, 3)
+    record = json.loads((tmp_path / "trial" / CHECKPOINT / "training.json").read_text(encoding="utf-8"))
+    assert record["labels"] == STARS
+    predictions = pd.read_parquet(tmp_path / "trial" / DEV_PREDICTIONS)
+    assert np.stack(predictions.probabilities).shape == (len(predictions), 3)
+
+
+def test_words_cannot_be_hidden_where_there_is_no_mask(pretrained, config, dataset, tmp_path):
+    model, tokenizer = load_classifier(str(pretrained), POLARITY)
+    tokenizer.mask_token = None
+    model.save_pretrained(tmp_path / "maskless")
+    tokenizer.save_pretrained(tmp_path / "maskless")
+    maskless = override(config, {"model.encoder": str(tmp_path / "maskless"), "train.word_dropout": 0.1})
+    with pytest.raises(ConfigRefused, match=r"train.word_dropout is 0.1, but .*maskless has no \[MASK\].*set it to 0"):
+        finetune(maskless, dataset, tmp_path / "trial")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in fp16")

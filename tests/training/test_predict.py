@@ -219,13 +219,28 @@ def test_the_command_reads_lines_and_says_in_one_line_what_is_wrong(bundle, caps
     assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["좋다", "별로"]
     monkeypatch.setattr(sys, "stdin", Pipe("좋다\n\n별로\n".encode()))
     assert predict.main(["--model", str(bundle)]) == 2
-    assert capsys.readouterr().err == "error: text 2 of 3 is empty; leave it out\n"
+    printed = capsys.readouterr()
+    assert printed.err == "error: text 2 is empty; leave it out\n"
+    assert [line.split()[-1] for line in printed.out.splitlines()] == ["좋다", "별로"]
     monkeypatch.setattr(sys, "stdin", Pipe("좋다\n".encode("cp949")))
     assert predict.main(["--model", str(bundle)]) == 2
     assert "standard input is not UTF-8" in capsys.readouterr().err
     assert predict.main(["--model", "/nowhere", "좋다"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: /nowhere holds neither") and error.count("\n") == 1
+
+
+def test_a_reader_that_has_enough_ends_the_command_without_a_word(bundle):
+    command = f"yes 좋다 | {sys.executable} -m training.predict --model {bundle} | head -1"
+    ran = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ran.stdout.split()[0] == "긍정"
+    assert ran.stderr == ""
+
+
+@pytest.mark.parametrize("model", [1.5, True, "", ["a"]])
+def test_what_names_no_model_is_refused(model):
+    with pytest.raises(TypeError, match="give a version number, a folder, or nothing for the Champion"):
+        SentimentPredictor(model)
 
 
 def test_a_bundle_is_read_without_torch(bundle):

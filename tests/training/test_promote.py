@@ -1,12 +1,14 @@
 """The gates, each with figures worked out by hand: open, closed, and at their limits."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tests.bundles import write_bundle
+from training import promote
 from training.behaviour import Case
 from training.evaluate import PairedComparison, mcnemar
 from training.promote import (
@@ -57,7 +59,8 @@ SAME_COST, CHEAPER_TIME, CHEAPER_BYTES = measured(2.0, 1000), measured(1.8, 1000
         (400, 500, CHEAPER_TIME, True, "at least -0.32"),
         (5, 0, SAME_COST, False, "p = 0.062"),
         (6, 0, SAME_COST, True, "p = 0.031"),
-        (505, 500, measured(1.0, 10, rival=None), False, "of unknown cost"),
+        (505, 500, measured(1.0, 10, rival=None), False, "as the Champion is not in the model repository: make export"),
+        (505, 500, {"error": "no ONNX"}, False, "of unknown cost, as it could not be exported and timed"),
     ],
 )
 def test_better_or_not_worse_and_cheaper(only_first, only_second, latency, passed, word):
@@ -123,7 +126,35 @@ def test_a_checkpoint_that_cannot_be_exported_closes_the_latency_gate_with_the_r
     assert not gate.passed
     assert gate.sentence.startswith("the checkpoint could not be exported and timed: ")
     assert "\n" not in gate.sentence
+    assert "export.latency ended" not in gate.sentence  # it is a refusal of its own
     assert cost_ratios(latency) is None
+
+
+@pytest.mark.parametrize(
+    "module, code, reason",
+    [
+        (
+            "export/latency.py",
+            "raise ImportError('libcudart.so.13: cannot open shared object file')",
+            r"python -m export\.latency ended with status 1: ImportError: libcudart\.so\.13: cannot open",
+        ),
+        (
+            "sitecustomize.py",
+            "import os, sys; sys.stderr.write('timing on 2 thread(s)\\n'); os.kill(os.getpid(), 9)",
+            r"python -m export\.latency was killed by SIGKILL, perhaps for want of memory",
+        ),
+    ],
+)
+def test_where_the_command_itself_cannot_run_the_sentence_carries_why(module, code, reason, tmp_path, monkeypatch):
+    (tmp_path / module).parent.mkdir(exist_ok=True)
+    (tmp_path / module).write_text(code + "\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(promote, "ROOT", tmp_path)  # the working folder comes before PYTHONPATH
+    latency = measure_latency(tmp_path / "checkpoint", None)
+    gate = judge_latency(latency)
+    assert re.search(reason, gate.sentence)
+    assert not gate.passed
+    assert latency["output"]
 
 
 def test_without_a_champion_the_served_bundle_is_the_rival_and_without_one_nobody(tmp_path):

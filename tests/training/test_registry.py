@@ -1,20 +1,26 @@
 """From a search on disk to the Champion: real checkpoints that were really trained, a real MLflow, a real export."""
 
+import fcntl
 import json
+import os
 import random
 import shutil
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from mlflow import MlflowClient
 from transformers import BertConfig, BertForSequenceClassification
 
 from training import registry as command
 from training.behaviour import read_cases
 from training.config import DatasetConfig, TrainConfig, TrainingConfig
 from training.data import open_dataset
-from training.errors import CollapsedModel, RegistryError, SearchError
+from training.errors import CollapsedModel, RegistryError, SearchError, TrackingError
 from training.predict import SentimentPredictor
 from training.promote import find_rival, judge_on_test
 from training.registry import Registry
@@ -59,6 +65,7 @@ def behaviour_as_lessons() -> pd.DataFrame:
 def teach(lessons: pd.DataFrame, tokenizer, folder, *, labels=("negative", "positive"), steps=40) -> None:
     """A checkpoint of one layer x 32, as training leaves it."""
     torch.manual_seed(1)
+    torch.set_num_threads(1)  # for so small a model more would mostly wait for each other
     size = 32
     names = dict(enumerate(labels))
     shape = BertConfig(vocab_size=len(tokenizer), hidden_size=size, num_hidden_layers=1, num_attention_heads=2,
@@ -200,6 +207,33 @@ def test_a_trial_that_still_learns_or_is_not_there_is_refused(world):
         world.registry.register(folder)
     with pytest.raises(SearchError, match=r"holds no trial\.json"):
         world.registry.register(folder, trial="z")
+
+
+def test_nothing_is_registered_or_read_while_mlflow_is_away(world, weak, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        away = f"http://127.0.0.1:{server.getsockname()[1]}"
+    registry = Registry(world.settings.model_copy(update={"mlflow_tracking_uri": away}))
+    with pytest.raises(TrackingError, match=rf"^MLflow at {away} cannot be used \("):
+        registry.register(world.settings.searches / "first")
+    registry.ledger.client = MlflowClient(away, away)  # it answered when this process connected
+    with pytest.raises(TrackingError, match=r"^the answers of version 1 to test cannot be read from MLflow \("):
+        registry.examination(weak)
+
+
+def test_registering_waits_for_a_search_that_is_brought_to_mlflow_just_now(world, weak, caplog):
+    folder = world.settings.searches / "first"
+    caplog.set_level("INFO", "training")
+    handle = os.open(folder, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with ThreadPoolExecutor() as pool:
+        registered = pool.submit(world.registry.register, folder)
+        while not caplog.records:
+            time.sleep(0.01)
+        assert caplog.messages == ["waiting for another process that is bringing first to MLflow"]
+        os.close(handle)
+        with pytest.raises(RegistryError, match="this model is version 1 already"):
+            registered.result()
 
 
 def test_data_that_changed_since_is_refused(world, weak):

@@ -7,11 +7,13 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from training import tracking
 from training.config import TrainingConfig
 from training.data import SAMPLE, read_reviews
 from training.errors import SearchError, TrackingError
-from training.projection import Projection
+from training.projection import Projection, description
 from training.search import (
     CHECKPOINT,
     DEV_PREDICTIONS,
@@ -36,6 +38,7 @@ from training.search import (
     append_epoch,
     read_search,
     read_trial,
+    read_trials,
     trial_folder,
     write_search,
     write_trial,
@@ -237,6 +240,30 @@ def test_pictures_and_the_table_of_errors_lie_with_their_trial(brought, settings
         rows = list(csv.DictReader(file))
     assert [row["text"] for row in rows] == [TEXTS[5], TEXTS[3], TEXTS[2], TEXTS[1]]
     assert rows[0] == {"text": "별로", "label": "negative", "predicted": "positive", "confidence": "0.99"}
+
+
+def test_the_run_of_the_search_describes_its_trials_the_best_first(brought, settings):
+    lines = runs_of(brought[0], settings)[""].data.tags["mlflow.note.content"].splitlines()
+    assert lines == [
+        "| trial | dev F1 | epochs | state | learning_rate |",
+        "| --- | --- | --- | --- | --- |",
+        "| trial-2 | 0.8500 | 2 | stopped | 0.0002 |",
+        "| trial-1 | 0.8100 | 3 | finished | 0.0001 |",
+    ]
+
+
+def test_the_description_of_hundreds_of_trials_fits_and_of_a_strange_error_stays_a_table(begin, settings):
+    search = begin("hundreds")
+    for number in range(3, 303):
+        folder = trial_folder(search.folder, f"trial-{number}")
+        write_trial(folder, Trial(folder.name, {"train.learning_rate": 1e-4}, "failed", STARTED, STARTED, "a|b\nc"))
+    search.run("trial-1", range(1, 2))
+    search.end("trial-1")
+    _, _, *rows = description(read_trials(search.folder)).splitlines()
+    assert rows[0] == "| trial-1 | 0.7000 | 1 | finished | 0.0001 |"
+    assert rows[1] == "| trial-10 |  | 0 | failed: a/b c | 0.0001 |"
+    assert rows[-1] == f"{301 - len(rows[:-2])} more trials are in the runs below."
+    assert 4000 < sum(len(row) + 1 for row in rows) < 5000
 
 
 def test_data_commit_and_environment_are_kept(brought, settings, tmp_path):
@@ -445,6 +472,22 @@ def test_a_server_that_hangs_is_waited_for_shortly_and_not_asked_again_at_once(b
     assert tracking._absences[search.folder].pause == 2 * tracking.PAUSE
 
 
+def test_mlflows_patience_is_ours_the_inner_one_counts_and_a_persons_own_stays(monkeypatch):
+    names = list(tracking.PATIENT)
+
+    def patience() -> list[str | None]:
+        return [os.environ.get(name) for name in names]
+
+    monkeypatch.delenv(names[0], raising=False)
+    monkeypatch.setenv(names[1], "9")
+    with tracking.asking("outer"):
+        assert patience() == [tracking.PATIENT[names[0]], "9"]
+        with tracking.asking("inner", tracking.HURRIED):
+            assert patience() == [tracking.HURRIED[names[0]], "9"]
+        assert patience() == [tracking.PATIENT[names[0]], "9"]
+    assert patience() == [None, "9"]
+
+
 class Server:
     """A real ``mlflow server`` on its own database; stopped and started again it has the same port."""
 
@@ -567,6 +610,31 @@ def test_an_upload_killed_anywhere_is_completed_by_the_next(begin, settings, mon
     assert_whole(folder, settings)
 
 
+def test_an_upload_that_is_killed_twice_in_truth_is_completed_by_the_next(begin, settings):
+    """By SIGKILL: once when a trial has come to MLflow, once while the files of the model do."""
+    folder = begin("shot").whole()
+    models = settings.artifact_root / "models"
+    before = set(models.glob("*"))
+    for has_come in (lambda: (folder / "mlflow.json").is_file(), lambda: set(models.glob("*")) - before):
+        upload = subprocess.Popen(
+            [sys.executable, "-m", "training.tracking", "upload", str(folder)],
+            cwd=ROOT, env=os.environ | {"NUNCHI_VAR": str(settings.var)}, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        while not has_come():
+            assert upload.poll() is None
+            time.sleep(0.005)
+        upload.kill()
+        assert upload.communicate()[0] == ""
+        assert upload.returncode == -signal.SIGKILL
+    half = runs_of(folder, settings)
+    assert "trial-1" in half
+    tracking.upload(folder, settings)
+    assert {name: run.info.run_id for name, run in runs_of(folder, settings).items()} == {
+        name: run.info.run_id for name, run in half.items()
+    }
+    assert_whole(folder, settings)
+
+
 def test_only_one_process_brings_a_folder_at_a_time(begin, settings):
     folder = begin("busy").folder
     handle = os.open(folder, os.O_RDONLY)
@@ -575,6 +643,21 @@ def test_only_one_process_brings_a_folder_at_a_time(begin, settings):
     os.close(handle)
     tracking._absences.clear()
     assert tracking.project(folder, settings) is not None
+
+
+def test_an_upload_waits_for_the_process_that_has_the_folder_and_says_so(begin, settings, caplog):
+    folder = begin("waited-for").folder
+    handle = os.open(folder, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    caplog.set_level(logging.INFO, "training")
+    with ThreadPoolExecutor() as pool:
+        upload = pool.submit(tracking.upload, folder, settings)
+        while not caplog.records:
+            time.sleep(0.01)
+        assert caplog.messages == ["waiting for another process that is bringing waited-for to MLflow"]
+        assert not upload.done()
+        os.close(handle)
+        assert upload.result() == tracking.project(folder, settings)
 
 
 # -- first use, noise, the command ----------------------------------------------------------------------------------

@@ -1,12 +1,17 @@
 """Searches run for real: Ray, a tiny encoder, generated reviews; killed, resumed, and with a node lost on the way."""
 
+import fcntl
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +23,7 @@ import yaml
 from transformers import ElectraConfig, ElectraForSequenceClassification
 
 from training import tune
-from training.cluster import ray_cluster
+from training.cluster import NICENESS, OWNER, PREFIX, ray_cluster, temporary_folder
 from training.config import TrainingConfig
 from training.data import TEST, TRAIN, open_dataset
 from training.errors import DatasetError, SearchError
@@ -31,6 +36,7 @@ from training.search import (
     Trial,
     now,
     read_search,
+    read_trial,
     read_trials,
     trial_folder,
     write_search,
@@ -91,7 +97,6 @@ def ray():
     """One Ray for all searches of this process: each start would cost seconds."""
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("RAY_ADDRESS", raising=False)
-        environment.setenv("RAY_worker_niceness", "0")
         with ray_cluster():
             yield
 
@@ -220,6 +225,86 @@ def test_a_name_that_is_taken_is_refused_with_the_way_to_resume(material, settin
         tune.run_search(config_of(material), settings, name="taken")
 
 
+def test_a_search_that_another_process_runs_is_refused(material, settings):
+    search = started_search("busy", config_of(material), settings, [])
+    with (search / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SearchError, match=r"search busy is running in another process; wait for it, or stop it"):
+            tune.run_search(None, settings, resume=search)
+
+
+@pytest.fixture
+def task(material, settings, ray, tmp_path):
+    """A trial as a node gets it; imported here because Ray reads its environment while it is imported."""
+    from training.trial import Task
+
+    config = config_of(material)
+    write_trial(tmp_path, Trial("trial-01", {}, started=now()))
+    data = open_dataset(config.dataset, cache=settings.var)
+    return asdict(Task(str(tmp_path), config.model_dump_json(), str(settings.var), data.fingerprint, 0.0))
+
+
+def test_a_node_that_reads_other_data_is_refused(task):
+    from training.trial import learn
+
+    with pytest.raises(DatasetError):
+        learn({**task, "fingerprint": "0123456789ab"})
+    trial = read_trial(Path(task["folder"]))
+    assert trial.state == "failed"
+    assert re.fullmatch(
+        rf"on \S+ the dataset has the fingerprint {task['fingerprint']}, where the search was started 0123456789ab; "
+        "the nodes of the cluster have to read the same files, from a shared folder",
+        trial.error,
+    )
+
+
+def of_the_gpu(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+def of_the_machine(*_, **__):
+    torch.empty(1 << 60)
+
+
+@pytest.mark.parametrize("exhausted", [of_the_gpu, of_the_machine])
+def test_a_trial_that_runs_out_of_memory_is_recorded_with_the_remedy(task, monkeypatch, exhausted):
+    from training.trial import learn
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", exhausted)
+    with pytest.raises(RuntimeError):
+        learn(task)
+    trial = read_trial(Path(task["folder"]))
+    assert trial.state == "failed"
+    assert trial.error.startswith("out of memory: ")
+    assert trial.error.endswith("; take a smaller train.batch_size or model.max_length")
+
+
+def test_what_a_killed_ray_left_is_removed_and_a_living_one_stays(monkeypatch):
+    """Two owners hold their locks: this test, and a process that is killed."""
+    home = Path(tempfile.mkdtemp(dir="/tmp"))  # in pytest's own folders the sockets' names would be too long
+    monkeypatch.setattr(tempfile, "tempdir", str(home))
+    alive, left = home / f"{PREFIX}alive", home / f"{PREFIX}left"
+    for folder in (alive, left):
+        folder.mkdir()
+        (folder / OWNER).touch()
+    hold = "import fcntl, sys; lock = open(sys.argv[1]); fcntl.flock(lock, fcntl.LOCK_EX); print(flush=True); input()"
+    command = [sys.executable, "-c", hold, str(left / OWNER)]
+    with (
+        (alive / OWNER).open() as lock,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process.stdout.readline()
+        with temporary_folder() as own:
+            assert {folder.name for folder in home.iterdir()} == {alive.name, left.name, own.name}
+        process.kill()
+        process.wait()
+        with temporary_folder() as own, temporary_folder() as another:
+            assert {folder.name for folder in home.iterdir()} == {alive.name, own.name, another.name}
+    assert [folder.name for folder in home.iterdir()] == [alive.name]
+    shutil.rmtree(home)
+
+
 def test_two_workers_share_a_trial_and_leave_one_checkpoint(material, settings, ray):
     space = {"train.seed": {"choices": [1]}}
     config = config_of(material, tune={"trials": 1, "workers_per_trial": 2, "cpus_per_worker": 0.5, "space": space})
@@ -239,11 +324,11 @@ def write_config(folder: Path, config: TrainingConfig) -> Path:
 
 
 def start_command(*options: str, var: Path, output: Path, **environment: str) -> subprocess.Popen:
-    variables = {**os.environ, "NUNCHI_VAR": str(var), "RAY_worker_niceness": "0", **environment}
+    """In a process group of its own, as a terminal starts it."""
+    variables = {**os.environ, "NUNCHI_VAR": str(var), **environment}
+    command = [sys.executable, "-m", "training.tune", *options]
     with output.open("w") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "training.tune", *options], cwd=ROOT, env=variables, stdout=file, stderr=file
-        )
+        return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=file, stderr=file, start_new_session=True)
 
 
 def wait_until(condition, process: subprocess.Popen, output: Path, seconds: float = 240) -> None:
@@ -256,6 +341,30 @@ def wait_until(condition, process: subprocess.Popen, output: Path, seconds: floa
 def epochs_of(search: Path, trial: str) -> list[str]:
     file = trial_folder(search, trial) / EPOCHS
     return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+
+
+def running(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_ctrl_c_ends_a_search_and_all_of_its_ray_and_says_how_to_go_on(material, settings, tmp_path):
+    space = {"train.learning_rate": {"low": 5e-3, "high": 1e-2}}
+    config = config_of(
+        material, train={"epochs": 500}, tune={"trials": 1, "concurrent": 1, "grace_epochs": 500, "space": space}
+    )
+    search, output = settings.searches / "interrupted", tmp_path / "output"
+    process = start_command("--config", str(write_config(tmp_path, config)), "--name", "interrupted",
+                            var=settings.var, output=output, RAY_ADDRESS="")  # fmt: skip
+    wait_until(lambda: epochs_of(search, "trial-01"), process, output)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert NICENESS in {child.nice() for child in running(children)}
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(240) == 130, output.read_text(encoding="utf-8")
+    last = output.read_text(encoding="utf-8").splitlines()[-1]
+    assert last == "interrupted; go on with: python -m training.tune --resume"
+    psutil.wait_procs(children, timeout=30)
+    assert not running(children)
+    assert read_trials(search)[0].state == "running" and read_search(search).finished is None
 
 
 def test_a_search_killed_in_the_middle_goes_on_where_it_was(material, settings, ray, tmp_path):
@@ -274,7 +383,7 @@ def test_a_search_killed_in_the_middle_goes_on_where_it_was(material, settings, 
     process.send_signal(signal.SIGKILL)
     process.wait()
     psutil.wait_procs(children, timeout=60)
-    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert not running(children)
 
     before = read_trials(search)
     assert [trial.state for trial in before] == ["finished", "running"]
@@ -292,26 +401,31 @@ def test_a_search_killed_in_the_middle_goes_on_where_it_was(material, settings, 
         assert trial.state == "finished"
 
 
-def test_a_search_outlives_a_node_of_its_cluster(material, settings, tmp_path, monkeypatch):
+@pytest.fixture
+def cluster(ray):
+    """Two nodes with one core each. It asks for the secret that Ray has read in this process, as it does only once."""
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("RAY_worker_niceness", "0")
-    space = {"train.learning_rate": {"low": 5e-3, "high": 1e-2}}
-    config = config_of(material, train={"epochs": 12}, tune={"trials": 2, "grace_epochs": 12, "space": space})
-    search, output = settings.searches / "outlived", tmp_path / "output"
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    soon = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": soon}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
-        lost = cluster.add_node(num_cpus=1)
-        process = start_command("--config", str(write_config(tmp_path, config)), "--name", "outlived",
-                                var=settings.var, output=output, RAY_ADDRESS=cluster.address)  # fmt: skip
-        wait_until(
-            lambda: min(len(epochs_of(search, trial)) for trial in ("trial-01", "trial-02")) >= 2, process, output
-        )
-        cluster.remove_node(lost, allow_graceful=False)
-        assert process.wait(240) == 0, output.read_text(encoding="utf-8")
+        yield cluster
     finally:
         cluster.shutdown()
+
+
+def test_a_search_outlives_a_node_of_its_cluster(material, settings, cluster, tmp_path):
+    space = {"train.learning_rate": {"low": 5e-3, "high": 1e-2}}
+    config = config_of(material, train={"epochs": 40}, tune={"trials": 2, "grace_epochs": 40, "space": space})
+    search, output = settings.searches / "outlived", tmp_path / "output"
+    lost = cluster.add_node(num_cpus=1)
+    process = start_command("--config", str(write_config(tmp_path, config)), "--name", "outlived",
+                            var=settings.var, output=output, RAY_ADDRESS=cluster.address)  # fmt: skip
+    wait_until(lambda: all(epochs_of(search, trial) for trial in ("trial-01", "trial-02")), process, output)
+    cluster.remove_node(lost, allow_graceful=False)
+    assert process.wait(240) == 0, output.read_text(encoding="utf-8")
     assert "broke off" in output.read_text(encoding="utf-8")
     for trial in read_trials(search):
         assert trial.state == "finished"
-        assert [json.loads(line)["epoch"] for line in epochs_of(search, trial.name)] == list(range(1, 13))
+        assert [json.loads(line)["epoch"] for line in epochs_of(search, trial.name)] == list(range(1, 41))
