@@ -44,8 +44,11 @@ def ray_cluster() -> Iterator[None]:
             with temporary_folder() as folder, _started(folder):
                 yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        # Ray adds names of its own; those of others are left alone, as another thread may be setting them.
+        for name in {*os.environ, *before, *environment}:
+            if name in environment or name.startswith(("RAY_", "TUNE_")):
+                os.environ.pop(name, None)
+                os.environ.update({name: before[name]} if name in before else {})
 
 
 def _running() -> bool:

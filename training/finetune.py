@@ -396,6 +396,8 @@ def _published_f1(folder: Path, epochs: list[dict]) -> float:
 
 def _finished(config: TrainingConfig, dataset: Dataset, folder: Path) -> Finetuned:
     checkpoint = folder / CHECKPOINT
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # another worker may still be deciding by the files that go now
     if _first_worker():
         shutil.rmtree(folder / WORK, ignore_errors=True)
     if not (checkpoint / RECORD).is_file():

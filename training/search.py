@@ -32,7 +32,10 @@ State = Literal["running", "finished", "stopped", "failed"]
 
 @dataclass(frozen=True)
 class Search:
-    """``config`` is the whole TrainingConfig as JSON values; ``best`` the trial with the highest dev F1."""
+    """``config`` is the whole TrainingConfig as JSON values; ``best`` the trial with the highest dev F1.
+
+    ``single``: it is one run of `training.trainer`, which tries nothing and cannot be resumed.
+    """
 
     name: str
     config: dict
@@ -42,6 +45,7 @@ class Search:
     created: str
     finished: str | None = None
     best: str | None = None
+    single: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Trial:
         return max((epoch["dev_f1"] for epoch in self.epochs), default=None)
 
 
-def begin_search(searches: Path, name: str, config: TrainingConfig, dataset: Dataset) -> Path:
+def begin_search(searches: Path, name: str, config: TrainingConfig, dataset: Dataset, *, single: bool = False) -> Path:
     """Make the folder of a new search under ``searches`` and return it.
 
     Raises:
@@ -81,6 +85,7 @@ def begin_search(searches: Path, name: str, config: TrainingConfig, dataset: Dat
         dataset_fingerprint=dataset.fingerprint,
         git_commit=git_commit(),
         created=now(),
+        single=single,
     )
     write_search(folder, search)
     return folder
@@ -157,14 +162,23 @@ def best_trial(search_folder: Path) -> Trial:
     return max(trials, key=lambda trial: trial.best_f1)
 
 
-def latest_search(searches: Path) -> Path:
-    """Raises:
-    SearchError: there is none.
+def latest_search(searches: Path, *, resumable: bool = False) -> Path:
+    """The latest that has found its best trial; or, if it is to be resumed, that was cut off.
+
+    Raises:
+        SearchError: there is none.
     """
-    found = sorted(searches.glob(f"*/{SEARCH}"), key=lambda file: _read(file)["created"])
+    found = [(search.created, search.name) for search in map(read_search, _folders(searches))
+             if (search.finished is None and not search.single if resumable else search.best)]  # fmt: skip
+    if not found and resumable:
+        raise SearchError(f"{searches} holds no search that was cut off; start one with make train")
     if not found:
-        raise SearchError(f"{searches} holds no search; run make train first")
-    return found[-1].parent
+        raise SearchError(f"{searches} holds no search that has ended with a model; run make train first")
+    return searches / max(found)[1]
+
+
+def _folders(searches: Path) -> list[Path]:
+    return [file.parent for file in searches.glob(f"*/{SEARCH}")]
 
 
 def _read(file: Path) -> dict:

@@ -103,7 +103,7 @@ class SentimentTrainer:
 
     def _begin(self, dataset: Dataset) -> Path:
         name = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
-        folder = begin_search(self.settings.searches, name, self.config, dataset)
+        folder = begin_search(self.settings.searches, name, self.config, dataset, single=True)
         params = {"teachers": [str(teacher) for teacher in self.teachers]} if self.teachers else {}
         write_trial(trial_folder(folder, ONLY_TRIAL), Trial(name=ONLY_TRIAL, params=params, started=now()))
         return folder

@@ -68,6 +68,8 @@ def run_search(
         folder = _new_search(config, dataset, settings, name)
     else:
         folder = resume
+        if read_search(folder).single:
+            raise SearchError(f"{folder.name} is one run of training.trainer, which cannot go on; start it again")
         config = search_config(read_search(folder))
         dataset = open_dataset(config.dataset, cache=settings.var / "data")
     with _alone(folder):
@@ -83,6 +85,7 @@ def run_search(
 
 def _run(folder: Path, config: TrainingConfig, dataset: Dataset, settings: Settings) -> None:
     log.info("search %s: %s trials of %s on %s", folder.name, config.tune.trials, config.model.encoder, dataset.name)
+    log.info("starting Ray, and a process per trial: the first epoch takes a while to come")
     with ray_cluster():
         # Imported here because Ray reads its environment, which the line above sets, while it is imported.
         from training.schedule import run_trials
@@ -209,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
 def _search_to_resume(options: argparse.Namespace, overrides: list[str], settings: Settings) -> Path:
     if overrides or options.config or options.name:
         raise ConfigRefused("a resumed search keeps its name and its config; leave out all but --resume [SEARCH]")
-    return settings.searches / options.resume if options.resume else latest_search(settings.searches)
+    return settings.searches / options.resume if options.resume else latest_search(settings.searches, resumable=True)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,7 +1,9 @@
 """A student learns from a teacher: what it is given, and what it makes of it. Reviews are generated, models tiny."""
 
 import gzip
+import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from training.config import POLARITY, TrainingConfig
 from training.data import REST, TEST, TRAIN, Dataset, open_dataset
 from training.distill import mix, teach
 from training.encoders import load_classifier
+from training.errors import CheckpointError
 from training.evaluate import predict_logits
 from training.finetune import GroupedTrainer
 from training.search import read_trial
@@ -174,3 +177,19 @@ def test_a_student_learns_from_its_teacher_what_its_own_labels_do_not_say(traine
     trial = read_trial(taught.checkpoint.parent)
     assert trial.state == "finished" and trial.params == {"teachers": [str(teacher.checkpoint)]}
     assert learned["metrics"]["dataset"] == "student dev"
+
+
+def test_a_teacher_of_other_labels_is_refused_and_one_in_another_order_is_read_right(teacher, dataset, tmp_path):
+    """A fresh head in place of the teacher's own would teach noise."""
+    swapped, other = tmp_path / "swapped", tmp_path / "other"
+    for folder, names in ((swapped, ["positive", "negative"]), (other, ["bad", "good"])):
+        shutil.copytree(teacher.checkpoint, folder)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="answers bad, good, and the dataset is labelled negative, positive"):
+        teach(dataset, [other], 32)
+    plain = np.stack(teach(dataset, [teacher.checkpoint], 32).learning_parts()[0].label)
+    turned = np.stack(teach(dataset, [swapped], 32).learning_parts()[0].label)
+    unlabelled = slice(len(dataset.learning_parts()[0]), None)
+    assert turned[unlabelled] == pytest.approx(plain[unlabelled][:, ::-1], abs=1e-6)
