@@ -28,7 +28,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from training import tracking
-from training.errors import RegistryError
+from training.errors import RegistryBusy, RegistryError
 from training.search import now
 from training.settings import Settings
 
@@ -184,9 +184,13 @@ class Ledger:
         return self.settings.registry_file
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """One writer at a time; what a killed one has left is put in order first."""
-        with locked(self._lock_file, seconds=LOCK_SECONDS), self._asking():
+    def lock(self, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+        """One writer at a time; what a killed one has left is put in order first.
+
+        Raises:
+            RegistryBusy: another process has held the lock for that long.
+        """
+        with locked(self._lock_file, seconds=seconds), self._asking():
             left = self._read_file()
             if left and left["pending"]:
                 log.warning("%s was interrupted; putting the registry in order", left["pending"]["operation"])
@@ -250,10 +254,13 @@ class Ledger:
                 self.client.delete_model_version_tag(self.model, str(version.number), key)
 
     def _read_file(self) -> dict | None:
-        """None when there is no file yet, or none that can be read."""
+        """None when there is no file yet, or none that this module has written."""
         try:
-            return json.loads(self.settings.registry_file.read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
+            document = json.loads(self.settings.registry_file.read_text(encoding="utf-8"))
+            pending = document["pending"]
+            known = isinstance(document["model"], str) and (pending is None or {"operation", "tags"} <= pending.keys())
+            return document if known else None
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def _write_file(self, pending: dict | None) -> None:
@@ -280,10 +287,15 @@ def locked(file: Path, *, seconds: float) -> Iterator[None]:
     """Hold an exclusive lock on the file, which is made if need be; the kernel frees it when the process dies.
 
     Raises:
-        RegistryError: another process has held it for that long.
+        RegistryBusy: another process has held it for that long.
+        RegistryError: there can be no such file.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as stream:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        opened = file.open("a")
+    except OSError as exc:
+        raise RegistryError(f"{file} cannot be written ({exc.strerror}); name another folder with NUNCHI_VAR") from exc
+    with opened as stream:
         deadline = time.monotonic() + seconds
         while True:
             try:
@@ -291,7 +303,7 @@ def locked(file: Path, *, seconds: float) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise RegistryError(
+                    raise RegistryBusy(
                         f"another command has held {file} for {seconds:g} s; wait until it has ended, and try again"
                     ) from None
                 time.sleep(0.05)

@@ -113,7 +113,7 @@ def _find(model: str | int | Path | None) -> Path:
     if model is not None:
         return Path(model)
     settings = read_settings()
-    return _from_registry(None, settings) or _served_bundle(settings)
+    return _from_registry(None, settings) or served_bundle(settings)
 
 
 def _from_registry(number: int | None, settings: Settings) -> Path | None:
@@ -125,12 +125,12 @@ def _from_registry(number: int | None, settings: Settings) -> Path | None:
     return version and registry.fetch(version)
 
 
-def _served_bundle(settings: Settings) -> Path:
+def served_bundle(settings: Settings) -> Path:
     file = settings.model_repository / "serving.json"
     try:
         serving = json.loads(file.read_text(encoding="utf-8"))
         return file.parent / serving["model"] / str(serving["version"])
-    except (OSError, ValueError, KeyError) as exc:
+    except (OSError, ValueError, KeyError, TypeError) as exc:
         raise CheckpointError(
             f"the registry has no Champion, and {file} names no served bundle; train and promote a model, or name one"
         ) from exc

@@ -29,7 +29,7 @@ from training.behaviour import Case, Predictor, count_by_kind, read_cases, run_c
 from training.errors import RegistryError
 from training.evaluate import PairedComparison, mcnemar
 from training.examination import examine, names, same_rows
-from training.predict import SentimentPredictor
+from training.predict import SentimentPredictor, served_bundle
 from training.search import now
 from training.settings import ROOT
 
@@ -124,12 +124,10 @@ def find_rival(registry: "Registry") -> Rival | None:
         name = f"the Champion, version {champion.number}"
         predictor = SentimentPredictor(registry.fetch(champion))
         return Rival(name, champion, predictor, _bundle_of(champion, repository))
-    serving = repository / "serving.json"
-    if not serving.is_file():
+    if not (repository / "serving.json").is_file():
         return None
-    served = json.loads(serving.read_text(encoding="utf-8"))
-    bundle = repository / served["model"] / str(served["version"])
-    return Rival(f"the served bundle, version {served['version']}", None, SentimentPredictor(bundle), bundle)
+    bundle = served_bundle(registry.settings)
+    return Rival(f"the served bundle, version {bundle.name}", None, SentimentPredictor(bundle), bundle)
 
 
 def measure_latency(checkpoint: Path, against: Path | None) -> dict:
@@ -286,7 +284,11 @@ def judge_on_sentences(predictor: Predictor, rival: Rival | None) -> Gate:
 def _bundle_of(champion: "Version", repository: Path) -> Path | None:
     """The exported artifact of a registered version, if the model repository holds one."""
     for manifest in sorted(repository.glob("*/*/manifest.json")):
-        source = json.loads(manifest.read_text(encoding="utf-8"))["source"]
-        if (source["mlflow_run"], str(source["registry_version"])) == (champion.run_id, str(champion.number)):
+        try:
+            source = json.loads(manifest.read_text(encoding="utf-8"))["source"]
+            found = (source["mlflow_run"], str(source["registry_version"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # whoever serves it says what is wrong with it
+        if found == (champion.run_id, str(champion.number)):
             return manifest.parent
     return None

@@ -12,6 +12,7 @@ A version is a Candidate, the Champion, or Archived. How that is kept, through c
 """
 
 import argparse
+import contextlib
 import getpass
 import json
 import logging
@@ -27,7 +28,7 @@ from rich.table import Table
 from training import tracking
 from training.config import DatasetConfig
 from training.data import Dataset, open_dataset
-from training.errors import RegistryError, TrainingError
+from training.errors import RegistryBusy, RegistryError, TrainingError
 from training.fetch import fetch
 from training.ledger import Ledger, Version
 from training.search import (
@@ -170,6 +171,8 @@ class Registry:
         """By the answers that were kept at registration: test is not asked again."""
         from training.compare import compare
 
+        if first == second:
+            raise RegistryError(f"both are version {first}; name two versions")
         return compare(self, self.version(first), self.version(second))
 
     def rebuild(self) -> Path:
@@ -177,8 +180,11 @@ class Registry:
         return self.ledger.rebuild()
 
     def repair(self) -> None:
-        """Finish, or find never begun, what a command that was killed has left pending."""
-        with self.ledger.lock():
+        """Finish, or find never begun, what a command that was killed has left pending.
+
+        While another command is writing there is nothing to repair, and one that only reads need not wait for it.
+        """
+        with contextlib.suppress(RegistryBusy), self.ledger.lock(seconds=0):
             pass
 
     def fetch(self, version: Version) -> Path:

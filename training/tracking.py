@@ -32,6 +32,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema
 from mlflow.types.schema import Map
+from sqlalchemy.exc import SQLAlchemyError
 
 from training.errors import TrackingError, TrainingError
 from training.projection import BEST_F1, ENVIRONMENT, Projection, find_run
@@ -292,7 +293,7 @@ def asking(failure: str, patience: dict[str, str] = PATIENT) -> Iterator[None]:
     os.environ.update(ours)
     try:
         yield
-    except (MlflowException, requests.RequestException, OSError) as exc:
+    except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as exc:
         reason = _without_password((str(exc).splitlines() or [type(exc).__name__])[0])[:300]
         raise TrackingError(f"{failure} ({reason})") from exc
     finally:

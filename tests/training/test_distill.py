@@ -75,6 +75,7 @@ def encoder(tmp_path_factory) -> Path:
         vocab_size=len(tokenizer), hidden_size=32, embedding_size=32, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=32, max_position_embeddings=32, pad_token_id=0,
     )  # fmt: skip
+    config.id2label, config.label2id = dict(enumerate(POLARITY)), {name: index for index, name in enumerate(POLARITY)}
     ElectraForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
