@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from mlflow.pyfunc import PythonModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 KOREAN = {"negative": "부정", "neutral": "중립", "positive": "긍정"}
 BATCH = 64
@@ -23,6 +24,7 @@ class Sentiment(PythonModel):
     """Takes a list or Series of texts, or a DataFrame of one column. No text is too long: it is cut to max_length."""
 
     def load_context(self, context):
+        transformers_logging.disable_progress_bar()
         folder = Path(context.artifacts["checkpoint"])
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
@@ -34,7 +36,11 @@ class Sentiment(PythonModel):
 
         MLflow has made a frame of whatever was given, and has refused what is not text.
         """
-        probabilities = self._probabilities(model_input.iloc[:, 0].tolist())
+        texts = model_input.iloc[:, 0].tolist()
+        for row, text in enumerate(texts, 1):
+            if not isinstance(text, str):
+                raise ValueError(f"text {row} of {len(texts)} is {text!r}; a text is a string")
+        probabilities = self._probabilities(texts)
         chosen = probabilities.argmax(1).tolist()
         predictions = [self.labels[index] for index in chosen]
         return pd.DataFrame(

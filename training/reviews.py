@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 FORMATS = (".tsv", ".txt", ".csv", ".parquet")
 MAX_DAMAGED = 0.05
+GZIP_MAGIC = b"\x1f\x8b"
 BLOCK = 1 << 20  # bytes read at one time
 NAMED = 5  # places that a message names
 
@@ -174,8 +175,12 @@ def read_bytes(path: Path, max_megabytes: int) -> bytearray:
         DatasetError: it is missing, larger than ``max_megabytes`` packed or unpacked, damaged, or changes meanwhile.
     """
     limit = max_megabytes << 20
+    if path.is_dir():
+        raise DatasetError(f"{path} is a folder; name a file in it")
     if not path.name.removesuffix(".gz").endswith(FORMATS):
-        raise DatasetError(f"{path.name} is called neither {', '.join(FORMATS)} nor one of these with .gz; rename it")
+        raise DatasetError(
+            f"{path.name} is called neither {', '.join(FORMATS)} nor one of these with .gz; save it as one of these"
+        )
     content = bytearray()
     try:
         before = path.stat()
@@ -195,6 +200,9 @@ def read_bytes(path: Path, max_megabytes: int) -> bytearray:
         lines = content.count(b"\n")
         raise DatasetError(f"{path.name} is cut off after line {lines}: its gzip has no end; copy it again") from exc
     except (gzip.BadGzipFile, zlib.error) as exc:
+        with path.open("rb") as file:
+            if file.read(2) != GZIP_MAGIC:
+                raise DatasetError(f"{path.name} is no gzip file; if it is plain text, rename it without .gz") from exc
         lines = content.count(b"\n")
         raise DatasetError(f"{path.name} is no whole gzip, damaged after line {lines} ({exc}); copy it again") from exc
     except OSError as exc:
@@ -258,7 +266,8 @@ def _decoded(path: Path, content: bytearray, encoding: str) -> str:
         return content.decode("utf-8-sig" if codec == "utf-8" else encoding)
     except UnicodeDecodeError as exc:
         line = content[: exc.start].count(b"\n") + 1
-        other = next((name for name in ("cp949", "utf-16") if _fits(content, name)), None)
+        marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        other = next((name for name in (["utf-16"] if marked else ["cp949"]) if _fits(content, name)), None)
         remedy = f"it reads well as {other}: set dataset.encoding to {other}" if other else "mend or remove that line"
         raise DatasetError(f"{path.name} line {line} is not {encoding} (byte {exc.start}); {remedy}") from None
 

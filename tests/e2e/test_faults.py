@@ -13,7 +13,9 @@ import httpx
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-MANIFEST = json.loads((ROOT / "model_repository" / "sentiment" / "1" / "manifest.json").read_text(encoding="utf-8"))
+MODELS = ROOT / "model_repository"
+SERVED = str(json.loads((MODELS / "serving.json").read_text(encoding="utf-8"))["version"])
+MANIFEST = json.loads((MODELS / "sentiment" / SERVED / "manifest.json").read_text(encoding="utf-8"))
 
 
 class Traffic:

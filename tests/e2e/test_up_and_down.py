@@ -12,6 +12,8 @@ import pytest
 
 from tests.stack_process import ROOT, printed_curl
 
+SERVED = str(json.loads((ROOT / "model_repository" / "serving.json").read_text(encoding="utf-8"))["version"])
+
 
 def wait_until_clean(stack, seconds=20):
     deadline = time.monotonic() + seconds
@@ -26,7 +28,7 @@ def test_up_answers_the_curl_line_that_it_prints_and_ctrl_c_leaves_nothing(stack
     answer = subprocess.run(["bash", "-c", printed_curl(output)], capture_output=True, text=True, check=True)
     prediction = json.loads(answer.stdout)
     assert prediction["label"] == "긍정"
-    assert prediction["model_version"] == "1"
+    assert prediction["model_version"] == SERVED
     assert len(stack.started) >= 4  # the server, Triton, its stub, the gateway, and Ray's
     stack.process.send_signal(signal.SIGINT)
     assert stack.process.wait(60) == 0, stack.output
@@ -103,7 +105,7 @@ def test_a_port_in_use_is_one_sentence_with_the_setting_that_moves_it(stack, por
 
 
 def test_a_broken_bundle_is_one_sentence(stack):
-    model = stack.repository / "sentiment" / "1" / "model.onnx"
+    (model,) = stack.repository.glob("sentiment/*/model.onnx")
     model.write_bytes(model.read_bytes()[:-1000])
     sentence = refusal(stack)
     assert "model.onnx" in sentence
