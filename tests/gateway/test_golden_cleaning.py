@@ -1,4 +1,4 @@
-"""The golden file of raw → normalized → ids, through the gateway's own way of loading the tokenizer.
+"""The golden file of raw → normalized → ids, through the gateway's own way of loading the tokenizer that is served.
 
 The training room wrote it; the same rows are tested there.  What it proves here is that cleaning lives in the bundle.
 """
@@ -12,11 +12,12 @@ from gateway.settings import ROOT
 
 GOLDEN = ROOT / "tests" / "golden_cleaning.json"
 DOCUMENT = json.loads(GOLDEN.read_text(encoding="utf-8"))
+SERVING = json.loads((ROOT / "model_repository" / "serving.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return load_tokenizer(ROOT / DOCUMENT["tokenizer"])
+    return load_tokenizer(ROOT / "model_repository" / "sentiment" / str(SERVING["version"]) / "tokenizer.json")
 
 
 @pytest.mark.parametrize("row", DOCUMENT["rows"], ids=lambda row: row["raw"][:20])
