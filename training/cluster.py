@@ -1,6 +1,7 @@
 """The Ray that a search runs on: one of its own on this machine, or the cluster that ``RAY_ADDRESS`` names."""
 
 import fcntl
+import functools
 import os
 import secrets
 import shutil
@@ -173,11 +174,17 @@ def _environment() -> dict[str, str]:
     }
 
 
+@functools.cache
+def _token() -> str:
+    """One for the life of the process: Ray remembers the first it has read, also when it is started again."""
+    return secrets.token_hex(32)
+
+
 def _private() -> dict[str, str]:
     return {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # in truth: bind to loopback only
         "RAY_AUTH_MODE": "token",  # except a port that takes pickles, so that asks for a secret
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_AUTH_TOKEN": _token(),
         "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it prints a stack at every SIGTERM
         "RAY_worker_niceness": str(NICENESS),
     }
