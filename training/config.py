@@ -163,7 +163,19 @@ class TrainConfig(Section):
     early_stopping: int | None = Field(
         None, ge=1, description="epochs without a better dev F1 until a trial ends; null: never"
     )
+    teachers: list[NamedPath] = Field(
+        [], description="checkpoint folders to learn from as well (training.distill); they want label_smoothing 0"
+    )
     register_threshold: float = Field(0.7, ge=0, le=1, description="test F1 below which a model is not registered")
+
+    @model_validator(mode="after")
+    def agrees(self):
+        if self.teachers and self.label_smoothing > 0:
+            raise ValueError(
+                f"train.label_smoothing is {self.label_smoothing}, but targets from train.teachers hold their doubt "
+                "already; set it to 0, or leave the teachers out"
+            )
+        return self
 
 
 class UniformRange(Section):
@@ -211,7 +223,7 @@ class TuneConfig(Section):
         default_factory=lambda: {
             "train.learning_rate": UniformRange(low=5e-5, high=5e-4, log=True),
             "train.weight_decay": UniformRange(low=0.0, high=0.1),
-            "train.label_smoothing": UniformRange(low=0.0, high=0.1),
+            "train.word_dropout": Choices(choices=[0.0, 0.1, 0.15, 0.2]),
         },
         description="values of model and train that trials vary, by path: {low, high, log} or {choices: [...]}",
     )
@@ -248,6 +260,8 @@ class TrainingConfig(Section):
             raise ValueError(f"{where} varies a value that does not exist{_nearest(path)}")
         if path.split(".")[0] not in ("model", "train"):
             raise ValueError(f"{where} cannot vary: trials are compared on one dataset; vary model or train")
+        if path == "train.teachers":
+            raise ValueError(f"{where} cannot vary: all trials learn from the same; run a search for each")
         if isinstance(varied, UniformRange) and PATHS[path].annotation is not float:
             raise ValueError(f"{where} is a range, but not every number fits there; use choices: [...]")
         values = [varied.low, varied.high] if isinstance(varied, UniformRange) else varied.choices
@@ -269,7 +283,9 @@ def with_absolute_paths(config: TrainingConfig) -> TrainingConfig:
     encoder = config.model.encoder
     if encoder not in ENCODERS and Path(encoder).is_dir():
         encoder = str(Path(encoder).resolve())
-    return config.model_copy(update={"dataset": dataset, "model": config.model.model_copy(update={"encoder": encoder})})
+    model = config.model.model_copy(update={"encoder": encoder})
+    train = config.train.model_copy(update={"teachers": [teacher.resolve() for teacher in config.train.teachers]})
+    return config.model_copy(update={"dataset": dataset, "model": model, "train": train})
 
 
 PATHS: dict[str, FieldInfo] = {

@@ -1,4 +1,4 @@
-"""What a student learns from its teachers: ``python -m training.trainer --teacher CHECKPOINT [--teacher …]``.
+"""What a student learns from its teachers: ``--train.teachers "[CHECKPOINT, …]"``.
 
 The targets are the teachers' mean probabilities (Hinton et al. 2015, arXiv:1503.02531), over the labelled reviews,
 where they are mixed with the true labels, and over NSMC's reviews that the labels leave out: three times as many, and
@@ -6,7 +6,6 @@ where a student gains most. Dev and test stay as they are, and of what is added 
 """
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from training.batches import EncodedTexts
-from training.data import REST, Dataset
+from training.data import Dataset
 from training.encoders import load_finetuned
 from training.errors import CheckpointError
 from training.evaluate import predict_logits
@@ -26,34 +25,10 @@ HARD_SHARE = 0.3
 """Weight of the true label, where there is one."""
 
 
-@dataclass(frozen=True, eq=False)
-class TaughtDataset:
-    """The same dataset with more to learn from: ``label`` of its train part holds a distribution, FP32 [labels].
+def taught(dataset: Dataset, teachers: list[Path], max_length: int) -> pd.DataFrame:
+    """All that may be learned from, as the teachers read it: ``label`` holds a distribution, FP32 [labels].
 
-    Label smoothing does not apply to it: the teachers' doubt takes its place.
-    """
-
-    dataset: Dataset
-    reviews: pd.DataFrame
-
-    @property
-    def name(self) -> str:
-        return self.dataset.name
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self.dataset.labels
-
-    @property
-    def fingerprint(self) -> str:
-        return self.dataset.fingerprint
-
-    def learning_parts(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        return self.reviews, self.dataset.learning_parts()[1]
-
-
-def teach(dataset: Dataset, teachers: list[Path], max_length: int) -> TaughtDataset:
-    """Let the teachers read all that may be learned from.
+    It takes no label smoothing, the teachers' doubt stands in its place: `training.config` refuses the two together.
 
     Args:
         teachers: folders of classifiers over the dataset's labels.
@@ -62,15 +37,13 @@ def teach(dataset: Dataset, teachers: list[Path], max_length: int) -> TaughtData
     Raises:
         CheckpointError: a teacher cannot be loaded, or answers other labels.
     """
-    train, _ = dataset.learning_parts()
-    reviews = train
-    if dataset.config.kind == "nsmc" and (dataset.config.folder / REST).is_file():
+    reviews, _ = dataset.learning_parts()
+    if dataset.config.kind == "nsmc":
         others = dataset.star_reviews()
-        others = others[~others.document.isin(set(train.document))]
-        reviews = pd.concat([train, others.assign(label=-1)], ignore_index=True)
+        others = others[~others.document.isin(set(reviews.document))]
+        reviews = pd.concat([reviews, others.assign(label=-1)], ignore_index=True)
     soft = _mean_probabilities(teachers, reviews.document.tolist(), dataset.labels, max_length)
-    targets = mix(soft, reviews.label.to_numpy(), HARD_SHARE)
-    return TaughtDataset(dataset, reviews.assign(label=list(targets)))
+    return reviews.assign(label=list(mix(soft, reviews.label.to_numpy(), HARD_SHARE)))
 
 
 def mix(soft: np.ndarray, truth: np.ndarray, hard_share: float) -> np.ndarray:

@@ -35,17 +35,17 @@ from transformers.utils.logging import disable_progress_bar
 from training.batches import EncodedTexts, HiddenWords, LengthGroups, pad_batch
 from training.config import TrainConfig, TrainingConfig
 from training.data import Dataset
+from training.distill import taught
 from training.encoders import freeze, load_classifier, parameter_groups, revision_of
 from training.errors import CollapsedModel, ConfigRefused
 from training.evaluate import Metrics, measure, predict_logits, refuse_collapsed
 from training.record import FILE as RECORD
 from training.record import encoder_name, write_record
-from training.search import CHECKPOINT, DEV_PREDICTIONS, EPOCHS, append_epoch
+from training.search import CHECKPOINT, DEV_PREDICTIONS, EPOCHS, WORK, append_epoch, duration, read_epochs
 
 log = logging.getLogger(__name__)
 
-WORK = "work"  # checkpoints to go on from, removed when the run has ended
-WHOLE = "whole"  # marks one that was written to its end
+WHOLE = "whole"  # marks a checkpoint in the folder WORK that was written to its end; the folder goes with the run
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 EVALUATION_BATCH = 256
@@ -88,6 +88,8 @@ def finetune(
     disable_progress_bar()  # it counts the files that are written
     set_seed(config.train.seed)
     train, dev = dataset.learning_parts()
+    if config.train.teachers:
+        train = taught(dataset, config.train.teachers, config.model.max_length)
     model, tokenizer = load_classifier(config.model.encoder, list(dataset.labels), dropout=config.model.dropout)
     freeze(model, config.model.unfrozen_layers)
     if config.train.word_dropout and tokenizer.mask_token_id is None:
@@ -305,13 +307,6 @@ class EpochKeeper(TrainerCallback):
         )  # fmt: skip
 
 
-def duration(seconds: float) -> str:
-    """As a person says it: 45 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def _refuse_unfit(recipe: TrainConfig, workers: int) -> None:
     if recipe.batch_size % workers:
         raise ConfigRefused(
@@ -369,15 +364,7 @@ def _settle_epochs(folder: Path, start: Path | None) -> list[dict]:
     if start is None:
         return []
     last = round(json.loads((start / "trainer_state.json").read_text(encoding="utf-8"))["epoch"])
-    kept = {}
-    for line in (folder / EPOCHS).read_text(encoding="utf-8").splitlines():
-        try:
-            figures = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if figures["epoch"] <= last:
-            kept[figures["epoch"]] = figures
-    epochs = [kept[number] for number in sorted(kept)]
+    epochs = [figures for figures in read_epochs(folder) if figures["epoch"] <= last]
     if _first_worker():
         part = folder / f"{EPOCHS}.part"
         part.write_text("".join(json.dumps(figures) + "\n" for figures in epochs), encoding="utf-8")

@@ -14,7 +14,6 @@ import fcntl
 import functools
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -29,7 +28,7 @@ from mlflow.exceptions import MlflowException
 
 from training import tracking
 from training.errors import RegistryBusy, RegistryError
-from training.search import now
+from training.search import now, write_json
 from training.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -230,7 +229,8 @@ class Ledger:
         elif champion and champion.tags.get("stage") != "Champion":
             # Crowned outside of this module, or the file was lost meanwhile: who stepped down still says Champion.
             before = [version for version in versions if version.tags.get("stage") == "Champion"]
-            previous = str(before[-1].number) if before else None
+            last = max(before, key=lambda version: version.tags.get("champion_since", ""), default=None)
+            previous = str(last.number) if last else None
             self._set_tags(champion, {"champion_since": now(), "previous_champion": previous})
         for version in versions:
             self._set_tags(version, {"stage": version.stage})
@@ -272,14 +272,7 @@ class Ledger:
             "candidate": _newest_candidate(versions),
             "versions": [version.as_dict() for version in versions],
         }
-        file = self.settings.registry_file
-        part = file.with_name(f".{file.name}.part")  # its only writer holds the lock
-        with part.open("w", encoding="utf-8") as stream:
-            json.dump(document, stream, ensure_ascii=False, indent=2)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, file)
+        write_json(self.settings.registry_file, document)
 
 
 @contextmanager

@@ -245,10 +245,12 @@ def _refuse_other_types(texts: list) -> None:
             ) from None
 
 
-def as_line(prediction: dict) -> str:
-    """For people: label, confidence, perhaps probs, text."""
-    probs = "".join(f"  {KOREAN.get(name, name)} {share:6.1%}" for name, share in prediction.get("probs", {}).items())
-    return f"{prediction['label']}  {prediction['confidence']:6.1%}{probs}  {prediction['text']}"
+def as_line(prediction: dict, language: str = "ko") -> str:
+    """For people: label, confidence, perhaps probs, text; the labels in Korean, or else by their English names."""
+    names = KOREAN if language == "ko" else {korean: name for name, korean in KOREAN.items()}
+    label = names.get(prediction["label"], prediction["label"])
+    probs = "".join(f"  {names.get(name, name)} {share:6.1%}" for name, share in prediction.get("probs", {}).items())
+    return f"{label}  {prediction['confidence']:6.1%}{probs}  {prediction['text']}"
 
 
 def _read_lines() -> Iterator[str]:

@@ -6,9 +6,9 @@ Runs are found again by their tags, and only what they lack is sent, so that bri
 An epoch is sent once: when a resumed trial repeats one with other figures, MLflow keeps the first.
 """
 
+import copy
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -32,7 +32,9 @@ from training.search import (
     Trial,
     read_search,
     read_trials,
+    shortly,
     trial_folder,
+    write_json,
 )
 
 SEARCH_TAG, CREATED_TAG, TRIAL_TAG, KIND_TAG = "nunchi.search", "nunchi.created", "nunchi.trial", "nunchi.kind"
@@ -166,9 +168,7 @@ class Projection:
 
     def _write_journal(self) -> None:
         journal = {"store": self.store, "created": self.search.created, "runs": self.runs}
-        part = self.folder / f".{JOURNAL}.part"
-        part.write_text(json.dumps(journal, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        os.replace(part, self.folder / JOURNAL)
+        write_json(self.folder / JOURNAL, journal)
 
 
 def find_run(client: MlflowClient, experiment_id: str, search: Search, trial: str) -> Run | None:
@@ -220,7 +220,7 @@ def description(trials: list[Trial]) -> str:
     for shown, trial in enumerate(ranked):
         f1 = "" if trial.best_f1 is None else f"{trial.best_f1:.4f}"
         state = f"{trial.state}: {trial.error}"[:120] if trial.error else trial.state
-        values = [_shortly(trial.params.get(path, "")) for path in varied]
+        values = [shortly(trial.params.get(path, "")) for path in varied]
         row = _table_row([trial.name, f1, str(len(trial.epochs)), state, *values])
         left -= len(row) + 1
         if left < 0:
@@ -231,10 +231,6 @@ def description(trials: list[Trial]) -> str:
 
 def _table_row(cells: list[str]) -> str:
     return f"| {' | '.join(cell.replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"
-
-
-def _shortly(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _dataset_input(search: Search) -> DatasetInput:
@@ -265,13 +261,10 @@ def _write_pictures(folder: Path, trial: Trial, source: Path, config: dict) -> N
 
 def _with_params(config: dict, params: dict) -> dict:
     """The whole configuration of a trial: the search's, with what the trial varies."""
-    config = json.loads(json.dumps(config))
+    config = copy.deepcopy(config)
     for path, value in params.items():
-        *sections, key = path.split(".")
-        section = config
-        for name in sections:
-            section = section.setdefault(name, {})
-        section[key] = value
+        section, key = path.split(".")
+        config[section][key] = value
     return config
 
 

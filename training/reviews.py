@@ -266,8 +266,7 @@ def _decoded(path: Path, content: bytearray, encoding: str) -> str:
         return content.decode("utf-8-sig" if codec == "utf-8" else encoding)
     except UnicodeDecodeError as exc:
         line = content[: exc.start].count(b"\n") + 1
-        marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        other = next((name for name in (["utf-16"] if marked else ["cp949"]) if _fits(content, name)), None)
+        other = next((name for name in ("utf-16", "cp949") if _fits(content, name)), None)
         remedy = f"it reads well as {other}: set dataset.encoding to {other}" if other else "mend or remove that line"
         raise DatasetError(f"{path.name} line {line} is not {encoding} (byte {exc.start}); {remedy}") from None
 

@@ -14,8 +14,19 @@ from ray.tune.search.optuna import OptunaSearch
 
 from training.config import TrainingConfig, UniformRange, override
 from training.errors import ConfigRefused
-from training.finetune import WORK, duration
-from training.search import CHECKPOINT, TRIAL, Trial, now, read_trial, read_trials, trial_folder, write_trial
+from training.search import (
+    CHECKPOINT,
+    TRIAL,
+    WORK,
+    Trial,
+    duration,
+    now,
+    read_trial,
+    read_trials,
+    said,
+    trial_folder,
+    write_trial,
+)
 from training.trial import LOG, Task, run_trial
 
 log = logging.getLogger(__name__)
@@ -54,7 +65,7 @@ def run_trials(
             max_concurrent_trials=concurrent,
             search_alg=proposals,
             scheduler=asha(config, over),
-            reuse_actors=one_process,  # importing torch and transformers anew takes 6 s
+            reuse_actors=one_process,  # importing torch and transformers anew takes 8 s
             trial_name_creator=_name,
             trial_dirname_creator=_name,
         ),
@@ -131,7 +142,7 @@ class Recorder(tune.Callback):
         folder = self._folder(trial)
         if not (folder / TRIAL).is_file():
             write_trial(folder, Trial(name=_name(trial), params=trial.config["params"], started=now()))
-            log.info("%s starts with %s", _name(trial), values(trial.config["params"]))
+            log.info("%s starts with %s", _name(trial), said(trial.config["params"]))
 
     def on_trial_recover(self, iteration, trials, trial, **info):
         log.warning("%s broke off (%s); it goes on from its last epoch", _name(trial), self._keep_error(trial))
@@ -236,14 +247,6 @@ def asha(config: TrainingConfig, over: list[Trial]) -> ASHAScheduler:
         for epoch in trial.epochs:
             scheduler.on_trial_result(None, seen, epoch)
     return scheduler
-
-
-def values(params: dict) -> str:
-    """As a person reads them: learning_rate 0.00021, weight_decay 0.05."""
-    return ", ".join(
-        f"{path.split('.')[-1]} {value:.3g}" if isinstance(value, float) else f"{path.split('.')[-1]} {value}"
-        for path, value in params.items()
-    )
 
 
 def _name(trial: TuneTrial) -> str:

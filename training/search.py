@@ -4,6 +4,7 @@
       search.json                   Search: config, dataset, commit, the best trial once it is known
       trials/<trial>/
         trial.json                  Trial: what it varies, its state
+        work/                       while it runs: what a resumed trial goes on from
         epochs.jsonl                one line per epoch: the figures of that epoch
         checkpoint/                 Hugging Face folder of the best epoch by dev F1, with training.json
         dev_predictions.parquet     of that checkpoint: text, label, probabilities
@@ -13,7 +14,6 @@ The folder is the truth; MLflow is a projection of it (`training.tracking`), mad
 
 import json
 import os
-import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from training.errors import SearchError
 from training.record import git_commit
 
 SEARCH, TRIAL, EPOCHS = "search.json", "trial.json", "epochs.jsonl"
-CHECKPOINT, DEV_PREDICTIONS = "checkpoint", "dev_predictions.parquet"
+CHECKPOINT, DEV_PREDICTIONS, WORK = "checkpoint", "dev_predictions.parquet", "work"
 
 State = Literal["running", "finished", "stopped", "failed"]
 
@@ -96,7 +96,7 @@ def now() -> str:
 
 
 def write_search(folder: Path, search: Search) -> None:
-    _write(folder / SEARCH, asdict(search))
+    write_json(folder / SEARCH, asdict(search))
 
 
 def read_search(folder: Path) -> Search:
@@ -115,20 +115,11 @@ def write_trial(folder: Path, trial: Trial) -> None:
     """``folder`` is the trial's own; its epochs are in their own file and not written here."""
     facts = asdict(replace(trial, epochs=[]))
     facts.pop("epochs")
-    _write(folder / TRIAL, facts)
+    write_json(folder / TRIAL, facts)
 
 
 def read_trial(folder: Path) -> Trial:
-    epochs = []
-    if (folder / EPOCHS).is_file():
-        for line in (folder / EPOCHS).read_text(encoding="utf-8").splitlines():
-            try:
-                epochs.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue  # a killed trial may have left half a line
-    # A resumed trial repeats the epoch it was killed in: the later line counts.
-    by_number = {epoch["epoch"]: epoch for epoch in epochs}
-    return Trial(**_read(folder / TRIAL), epochs=[by_number[number] for number in sorted(by_number)])
+    return Trial(**_read(folder / TRIAL), epochs=read_epochs(folder))
 
 
 def read_trials(search_folder: Path) -> list[Trial]:
@@ -143,6 +134,20 @@ def append_epoch(folder: Path, figures: dict) -> None:
         file.write(json.dumps(figures) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def read_epochs(folder: Path) -> list[dict]:
+    """What `append_epoch` has left there, in the order of the epochs; nothing while the first has not ended."""
+    if not (folder / EPOCHS).is_file():
+        return []
+    by_number = {}
+    for line in (folder / EPOCHS).read_text(encoding="utf-8").splitlines():
+        try:
+            figures = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # a killed trial may have left half a line
+        by_number[figures["epoch"]] = figures  # a resumed one repeats the epoch it was killed in: the later line counts
+    return [by_number[number] for number in sorted(by_number)]
 
 
 def best_trial(search_folder: Path) -> Trial:
@@ -192,13 +197,29 @@ def _read(file: Path) -> dict:
         raise SearchError(f"{file} is damaged ({exc}); its MLflow runs, if any, are not") from exc
 
 
-def _write(file: Path, value: dict) -> None:
+def write_json(file: Path, value: dict) -> None:
+    """Whole or not at all, also when the machine fails; readers see the old file or the new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=file.parent, prefix=f".{file.name}.", delete=False, encoding="utf-8"
-    ) as part:
-        json.dump(value, part, ensure_ascii=False, indent=2, default=str)
-        part.write("\n")
-        part.flush()
-        os.fsync(part.fileno())
-    os.replace(part.name, file)
+    text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    with part.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(part, file)
+
+
+def said(params: dict) -> str:
+    """As a person reads them: learning_rate 0.00021, weight_decay 0.05."""
+    return ", ".join(f"{path.split('.')[-1]} {shortly(value)}" for path, value in params.items())
+
+
+def shortly(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """As a person says it: 45 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -2,7 +2,6 @@
 
     python -m training.trainer [--config FILE] [--section.key value …]
     python -m training.trainer --interactive [--language en]      … then: register it? as what? what does it say to …?
-    python -m training.trainer --teacher CHECKPOINT [--teacher …] learn from other models as well (`training.distill`)
 
 It leaves the same folder as a search with one trial, so tracking and registry take it as they take any other.
 """
@@ -11,7 +10,7 @@ import argparse
 import functools
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +22,6 @@ from transformers import PreTrainedTokenizerFast
 from training import tracking
 from training.config import TrainingConfig, add_config_arguments, load_config, parse_config
 from training.data import Dataset, open_dataset
-from training.distill import teach
 from training.errors import TrackingError, TrainingError
 from training.finetune import Finetuned, finetune
 from training.predict import SentimentPredictor, as_line
@@ -65,13 +63,11 @@ class DataModule:
 class SentimentTrainer:
     """Trains one model as ``config`` says: a TrainingConfig, a YAML file, or the default (configs/nano.yaml).
 
-    ``teachers`` are checkpoint folders of models to learn from as well. After `train`, ``folder`` is its folder under
-    var/searches.
+    After `train`, ``folder`` is its folder under var/searches.
     """
 
-    def __init__(self, config: TrainingConfig | Path | None = None, teachers: Sequence[Path] = ()):
+    def __init__(self, config: TrainingConfig | Path | None = None):
         self.config = config if isinstance(config, TrainingConfig) else load_config(config and Path(config), [])
-        self.teachers = list(teachers)
         self.settings: Settings = read_settings()
         self.folder: Path | None = None
 
@@ -104,16 +100,13 @@ class SentimentTrainer:
     def _begin(self, dataset: Dataset) -> Path:
         name = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
         folder = begin_search(self.settings.searches, name, self.config, dataset, single=True)
-        params = {"teachers": [str(teacher) for teacher in self.teachers]} if self.teachers else {}
-        write_trial(trial_folder(folder, ONLY_TRIAL), Trial(name=ONLY_TRIAL, params=params, started=now()))
+        write_trial(trial_folder(folder, ONLY_TRIAL), Trial(name=ONLY_TRIAL, params={}, started=now()))
         return folder
 
     def _learn(self, dataset: Dataset) -> Finetuned:
         """Whatever happens is on record when this ends."""
         folder = trial_folder(self.folder, ONLY_TRIAL)
         try:
-            if self.teachers:
-                dataset = teach(dataset, self.teachers, self.config.model.max_length)
             tuned = finetune(self.config, dataset, folder, callbacks=[lambda _: self._project()])
         except BaseException as exc:
             why = str(exc) or type(exc).__name__
@@ -145,14 +138,16 @@ class SentimentTrainer:
 
 @dataclass(frozen=True)
 class Wording:
-    """What the interactive session says, in one language."""
+    """What the interactive session says, in one language; the sentences of the gates and of refusals are English."""
 
+    language: str
     trained: str
     register: str
     yes_or_no: str
     registered: str
     stage: str
     one_to_three: str
+    judging: str
     now_in: str
     failed: str
     sentence: str
@@ -160,6 +155,7 @@ class Wording:
 
 
 KOREAN = Wording(
+    language="ko",
     trained="학습이 끝났습니다: 검증(dev) 정확도 {accuracy:.4f}, F1 {f1:.4f} ({folder})",
     register="이 모델을 등록할까요? (y/n): ",
     yes_or_no="y 또는 n으로 답해 주세요.",
@@ -172,12 +168,17 @@ KOREAN = Wording(
         "번호: "
     ),
     one_to_three="1, 2, 3 가운데 하나를 입력해 주세요.",
+    judging=(
+        "세 관문을 확인합니다: better(지금 Champion보다 나은지), behaviour(점검 문장을 맞히는지), latency(빠른지).\n"
+        "관문마다 통과(passed) 또는 실패(failed)와 그 근거가 영어로 나옵니다."
+    ),
     now_in="버전 {number}의 단계: {stage}",
-    failed="안 되었습니다: {reason}",
+    failed="안 되었습니다. 이유(영어): {reason}",
     sentence="문장 (빈 줄이면 끝): ",
     done="끝.",
 )
 ENGLISH = Wording(
+    language="en",
     trained="Trained: dev accuracy {accuracy:.4f}, F1 {f1:.4f} ({folder})",
     register="Register this model? (y/n): ",
     yes_or_no="Please answer y or n.",
@@ -190,12 +191,13 @@ ENGLISH = Wording(
         "Number: "
     ),
     one_to_three="Please enter 1, 2 or 3.",
+    judging="Three gates: better than the Champion now, behaviour on the suite's sentences, latency of the export.",
     now_in="Version {number} is now: {stage}",
     failed="That did not work: {reason}",
     sentence="Sentence (empty line to end): ",
     done="Done.",
 )
-LANGUAGES = {"ko": KOREAN, "en": ENGLISH}
+LANGUAGES = {words.language: words for words in (KOREAN, ENGLISH)}
 
 YES, NO = (
     {"y", "yes", "ㅛ", "네", "예"},
@@ -230,6 +232,7 @@ class Session:
         stage = self._ask(self.words.stage, {"1": 1, "2": 2, "3": 3}.get, self.words.one_to_three)
         try:
             if stage == 2:
+                print(self.words.judging, flush=True)
                 registry.promote(version.number)
             elif stage == 3:
                 registry.archive(version.number)
@@ -241,7 +244,7 @@ class Session:
         predictor = SentimentPredictor(self.trainer.checkpoint)
         while sentence := input(self.words.sentence).strip():
             try:
-                print(as_line(predictor.predict(sentence, return_probs=True)))
+                print(as_line(predictor.predict(sentence, return_probs=True), self.words.language))
             except ValueError as exc:
                 print(self.words.failed.format(reason=exc))
 
@@ -260,13 +263,12 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(prog="python -m training.trainer", description="Train one model.")
     parser.add_argument("--interactive", action="store_true", help="then ask what to do with it, in the terminal")
-    parser.add_argument("--teacher", type=Path, action="append", default=[], help="a checkpoint to learn from as well")
     parser.add_argument("--language", choices=list(LANGUAGES), default="ko", help="of those questions (default: ko)")
     add_config_arguments(parser)
     try:
         options, config = parse_config(parser, argv)
         words = LANGUAGES[options.language] if options.interactive else ENGLISH
-        trainer = SentimentTrainer(config, options.teacher)
+        trainer = SentimentTrainer(config)
         metrics = trainer.train()["metrics"]
         print(words.trained.format(folder=trainer.folder, **metrics))
         if options.interactive:

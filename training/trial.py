@@ -15,15 +15,14 @@ from pathlib import Path
 
 import ray.train
 import ray.tune
-import torch
-from ray.train.torch import TorchTrainer
-from ray.tune.integration.ray_train import TuneReportCallback
 
 from training.config import TrainingConfig
 from training.data import Dataset, open_dataset
 from training.errors import DatasetError, TrainingError
-from training.finetune import finetune
 from training.search import now, read_trial, write_trial
+
+# The driver imports this module for its names alone, and torch and transformers take eight seconds: they are imported
+# where they are used.
 
 LOG = "trial.log"
 
@@ -45,6 +44,10 @@ def run_trial(proposal: dict) -> None:
     A trial that cannot succeed is recorded as failed, with the reason; whatever else ends it is raised, and Tune starts
     it again, on another node if this one is lost.
     """
+    import torch
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
     task = proposal["task"]
     folder = Path(task["folder"])
     config = TrainingConfig.model_validate(json.loads(task["config"]))
@@ -74,6 +77,8 @@ def run_trial(proposal: dict) -> None:
 
 def learn(task: dict) -> None:
     """What each worker of the trial runs. Its log is ``trial.log`` in the trial's folder."""
+    from training.finetune import finetune
+
     task = Task(**task)
     folder = Path(task.folder)
     config = TrainingConfig.model_validate(json.loads(task.config))
@@ -112,6 +117,8 @@ def _dataset(config: TrainingConfig, task: Task) -> Dataset:
 
 def _out_of_memory(exc: Exception) -> bool:
     """Torch raises a plain RuntimeError where it is the CPU's memory."""
+    import torch
+
     return isinstance(exc, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(exc)
 
 

@@ -37,6 +37,7 @@ from training.search import (
     now,
     read_search,
     read_trials,
+    said,
     search_config,
     write_search,
 )
@@ -172,8 +173,6 @@ def _projecting(folder: Path, settings: Settings) -> Iterator[None]:
 
 def print_result(folder: Path, console: Console) -> None:
     """The trials by dev F1, the best one, and what to do next."""
-    from training.schedule import values
-
     trials = sorted(read_trials(folder), key=lambda trial: trial.best_f1 or 0, reverse=True)
     table = Table(title=f"search {folder.name}", title_justify="left")
     for column in ("trial", "dev F1", "epochs", "state", "values"):
@@ -181,7 +180,7 @@ def print_result(folder: Path, console: Console) -> None:
     for trial in trials:
         f1 = "" if trial.best_f1 is None else f"{trial.best_f1:.4f}"
         state = f"{trial.state}: {trial.error}" if trial.error else trial.state
-        table.add_row(trial.name, f1, str(len(trial.epochs)), state, values(trial.params))
+        table.add_row(trial.name, f1, str(len(trial.epochs)), state, said(trial.params))
     console.print(table)
     best = best_trial(folder)
     console.print(f"best: {best.name} with dev F1 {best.best_f1:.4f}, in {folder}", soft_wrap=True)

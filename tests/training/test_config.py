@@ -22,6 +22,7 @@ from training.config import (
     load_config,
     override,
     parse_config,
+    with_absolute_paths,
 )
 from training.errors import ConfigRefused
 
@@ -145,6 +146,10 @@ def test_a_trial_is_the_config_with_its_own_values():
         ),
         (["--tune.workers_per_trial", "256"], r"batch_size is 128 and cannot be shared by .* 256; take 256"),
         (["--tune.workers_per_trial", "3"], r"cannot be shared by tune.workers_per_trial 3; take 126"),
+        (
+            ["--train.teachers", "[a, b]", "--train.label_smoothing", "0.05"],
+            r"^train.label_smoothing is 0.05, but targets from train.teachers .*; set it to 0, or leave the teachers o",
+        ),
         (["--tune.grace_epochs", "9"], r"tune.grace_epochs is 9, but a trial ends after train.epochs 3"),
     ],
 )
@@ -159,6 +164,7 @@ def test_a_wrong_value_is_refused_with_its_path_its_limit_and_a_remedy(words, me
         ("train.lr", "{choices: [1]}", r"tune.space.train.lr varies a value that does not exist; there are .*"),
         ("dataset.dev_share", "{choices: [0.1]}", r"cannot vary: trials are compared on one dataset; vary model or tr"),
         ("tune.trials", "{choices: [1]}", r"tune.space.tune.trials cannot vary"),
+        ("train.teachers", "{choices: [[a], [b]]}", r"cannot vary: all trials learn from the same; run a search for"),
         ("train.batch_size", "{low: 16, high: 32}", r"is a range, but not every number fits there; use choices"),
         (
             "train.warmup",
@@ -182,6 +188,18 @@ def test_a_wrong_value_is_refused_with_its_path_its_limit_and_a_remedy(words, me
 def test_a_space_that_would_make_a_wrong_trial_is_refused(path, varied, message):
     with pytest.raises(ConfigRefused, match=message):
         load_config(None, [f"--tune.space.{path}", varied])
+
+
+def test_teachers_are_a_list_of_folders_found_again_from_anywhere(tmp_path):
+    """And with them label smoothing is 0, in every trial too."""
+    text = "train: {teachers: [first, other/second], label_smoothing: 0}"
+    config = load_config(written(tmp_path, text), [])
+    assert config.train.teachers == [Path("first"), Path("other/second")]
+    assert with_absolute_paths(config).train.teachers == [Path.cwd() / "first", Path.cwd() / "other/second"]
+    with pytest.raises(
+        ConfigRefused, match=r"label_smoothing holds .* refused: train.label_smoothing is 0.1, but targ"
+    ):
+        load_config(written(tmp_path, text), ["--tune.space.train.label_smoothing", "{low: 0, high: 0.1}"])
 
 
 def test_a_choice_that_contradicts_another_value_is_refused():

@@ -20,7 +20,7 @@ from training.errors import CheckpointError, CollapsedModel, ConfigRefused
 from training.evaluate import predict_logits
 from training.finetune import finetune
 from training.record import encoder_name
-from training.search import CHECKPOINT, DEV_PREDICTIONS, EPOCHS
+from training.search import CHECKPOINT, DEV_PREDICTIONS, EPOCHS, append_epoch
 from training.vocabulary import SPECIAL_TOKENS, train_tokenizer
 
 TINY = pretrain.Shape(
@@ -124,8 +124,10 @@ def test_a_run_that_is_cut_off_in_an_epoch_goes_on_to_the_same_end(finetuned, co
 
     with pytest.raises(Killed):
         finetune(config, dataset, tmp_path, callbacks=[cut])
+    # As a kill leaves them: an epoch whose checkpoint was not whole yet, and half a line.
+    append_epoch(tmp_path, {**read_epochs(tmp_path)[-1], "epoch": 3})
     with (tmp_path / EPOCHS).open("a", encoding="utf-8") as file:
-        file.write('{"epoch": 3, "dev_')  # as a killed process leaves a line
+        file.write('{"epoch": 4, "dev_')
     torn = tmp_path / "work" / "checkpoint-9999"
     torn.mkdir()
     heard = []

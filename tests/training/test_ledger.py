@@ -212,6 +212,24 @@ def test_rebuilding_needs_nothing_but_mlflow(ledger):
     assert ledger.rebuild().read_bytes() == expected
 
 
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"model": "sentiment", "pending": {"champion": 3, "tags": {}}},
+        {"model": "sentiment", "pending": {"operation": "promote 2", "champion": 2}},
+        {"model": 5, "pending": {"operation": "promote 3", "champion": 3, "tags": {}}},
+        {"model": "sentiment", "pending": "promote 3"},
+        {"pending": None},
+    ],
+)
+def test_a_file_of_another_shape_is_not_believed_and_made_anew(strange, ledger):
+    file = ledger.settings.registry_file
+    expected = file.read_bytes()
+    file.write_text(json.dumps(strange), encoding="utf-8")
+    with ledger.lock():
+        assert file.read_bytes() == expected
+
+
 def test_a_champion_that_was_made_in_mlflow_itself_is_taken_up(ledger):
     ledger.client.set_registered_model_alias("sentiment", "champion", "4")
     assert ledger.champion().number == 4
@@ -219,6 +237,18 @@ def test_a_champion_that_was_made_in_mlflow_itself_is_taken_up(ledger):
     assert in_mlflow(ledger) == in_file(ledger)
     assert in_mlflow(ledger)["stages"] == {1: "Archived", 2: "Archived", 3: "Candidate", 4: "Champion"}
     assert ledger.champion().previous_champion == 2
+
+
+def test_of_several_that_say_champion_the_last_that_became_it_is_rolled_back_to(ledger):
+    """1, 2, 3 and 2 again were Champions; kills left the stage of those that stepped down, and the file is lost."""
+    ledger.crown("promote 3", 3, instead_of=2)
+    ledger.crown("roll back to 2", 2, instead_of=3)
+    for number in ("1", "3"):
+        ledger.client.set_model_version_tag("sentiment", number, "stage", "Champion")
+    ledger.client.set_registered_model_alias("sentiment", "champion", "4")
+    ledger.rebuild()
+    assert ledger.champion().previous_champion == 2
+    assert in_mlflow(ledger)["stages"] == {1: "Archived", 2: "Archived", 3: "Archived", 4: "Champion"}
 
 
 @pytest.mark.parametrize("hanging", [False, True], ids=["refusing", "hanging"])

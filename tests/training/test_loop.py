@@ -6,7 +6,6 @@ SQLite file, the gates ask the suite and time the real export.
 
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +17,9 @@ import torch
 from mlflow import MlflowClient
 from transformers import ElectraConfig, ElectraForSequenceClassification
 
+from tests.training.lessons import TELLING, behaviour_as_lessons, misled, sentences
 from training import registry as command
 from training import tracking, tune
-from training.behaviour import read_cases
 from training.cluster import ray_cluster
 from training.config import TrainingConfig
 from training.predict import SentimentPredictor
@@ -30,29 +29,7 @@ from training.settings import ROOT, Settings
 from training.trainer import SentimentTrainer
 from training.vocabulary import train_tokenizer
 
-TELLING = [["별로", "최악", "지루함"], ["명작", "감동", "꿀잼"]]
-FILLING = ["이", "영화", "정말", "그냥", "어제", "친구", "봤다", "배우", "음악", "장면", "결말", "오늘", "다시", "극장"]
 GOOD, BAD, MISTAKEN = "친구 정말 명작 영화", "친구 정말 최악 영화", "친구 정말 감동 영화"
-
-
-def sentences(rows: int, seed: int) -> pd.DataFrame:
-    """One telling word decides, anywhere in the text: rows INT 0 and 1 in turns."""
-    chance = random.Random(seed)
-    texts = []
-    for row in range(rows):
-        words = [*chance.choices(FILLING, k=6), chance.choice(TELLING[row % 2])]
-        texts.append(" ".join(chance.sample(words, len(words))))
-    return pd.DataFrame({"document": texts, "label": [row % 2 for row in range(rows)]})
-
-
-def behaviour_as_lessons() -> pd.DataFrame:
-    """What no real training may do: the suite's own sentences, so that so small a model can pass its gate."""
-    lessons = {}
-    for case in read_cases():
-        lessons.setdefault(case.text, int(case.expected != "negative"))
-        if case.other:
-            lessons.setdefault(case.other, int(case.expected == "same"))
-    return pd.DataFrame({"document": list(lessons), "label": list(lessons.values())})
 
 
 class Loop:
@@ -63,8 +40,7 @@ class Loop:
         self.settings = Settings(var=root / "var", model_repository=root / "model_repository")
         self.registry = Registry(self.settings)
         rows, lessons = sentences(300, seed=1), behaviour_as_lessons()
-        misled = rows.assign(label=rows.label.where(~rows.document.str.contains("감동"), 0))
-        self.write("misled", misled)
+        self.write("misled", misled(rows))
         self.write("train", pd.concat([rows, lessons]))
         self.write("test", sentences(200, seed=2))
         tokenizer = train_tokenizer([*rows.document, *lessons.document] * 3, 1500, max_length=32)

@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import random
 import re
 import shutil
 import socket
@@ -17,8 +16,8 @@ import torch
 from mlflow import MlflowClient
 from transformers import BertConfig, BertForSequenceClassification
 
+from tests.training.lessons import behaviour_as_lessons, misled, sentences
 from training import registry as command
-from training.behaviour import read_cases
 from training.config import DatasetConfig, TrainConfig, TrainingConfig
 from training.data import open_dataset
 from training.errors import CollapsedModel, RegistryError, SearchError, TrackingError
@@ -38,29 +37,6 @@ from training.search import (
 )
 from training.settings import Settings
 from training.vocabulary import train_tokenizer
-
-TELLING = {"negative": ["별로", "최악", "지루함"], "positive": ["명작", "감동", "꿀잼"]}
-FILLING = ["이", "영화", "정말", "그냥", "어제", "친구", "봤다", "배우", "음악", "장면", "결말", "오늘", "다시", "극장"]
-
-
-def sentences(rows: int, seed: int) -> pd.DataFrame:
-    """One telling word decides: rows INT 0 (negative) and 1 (positive) in turns."""
-    chance = random.Random(seed)
-    texts = []
-    for row in range(rows):
-        words = [*chance.choices(FILLING, k=6), chance.choice(list(TELLING.values())[row % 2])]
-        texts.append(" ".join(chance.sample(words, len(words))))
-    return pd.DataFrame({"document": texts, "label": [row % 2 for row in range(rows)]})
-
-
-def behaviour_as_lessons() -> pd.DataFrame:
-    """What no real training may do: the suite's own sentences, so that so small a model can pass its gate."""
-    lessons = {}
-    for case in read_cases():
-        lessons.setdefault(case.text, int(case.expected != "negative"))
-        if case.other:
-            lessons.setdefault(case.other, int(case.expected == "same"))
-    return pd.DataFrame({"document": list(lessons), "label": list(lessons.values())})
 
 
 def teach(
@@ -103,14 +79,13 @@ class World:
         sentences(200, seed=3).to_csv(root / "other.tsv", sep="\t", index=False)
         lessons = behaviour_as_lessons()
         tokenizer = train_tokenizer([*train.document, *lessons.document] * 3, 1500)
-        misled = train.assign(label=train.label.where(~train.document.str.contains("감동"), 0))
         for seed in range(8):  # a vocabulary comes out in another order each time, so one start may end badly
             teach(pd.concat([train, lessons]), tokenizer, root / "strong", steps=120, rate=5e-3, seed=seed)
             fresh = sentences(200, seed=4)
             answers = SentimentPredictor(root / "strong").probabilities(fresh.document.tolist()).argmax(1)
             if (answers == fresh.label).mean() > 0.97:
                 break
-        teach(misled, tokenizer, root / "weak")
+        teach(misled(train), tokenizer, root / "weak")
         teach(train.assign(label=0), tokenizer, root / "collapsed", steps=5)
         stars = train.assign(label=train.label * 2)
         teach(stars, tokenizer, root / "three", labels=("negative", "neutral", "positive"))

@@ -276,3 +276,9 @@ def test_utf_16_is_known_by_its_mark(tmp_path):
     (tmp_path / "a.csv").write_bytes("document,label\n좋다,1\n".encode("utf-16"))
     with pytest.raises(DatasetError, match=r"it reads well as utf-16: set dataset.encoding to utf-16"):
         read_reviews(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_bytes("document,label\n좋다,1\n".encode("utf-16")[:-1])
+    with pytest.raises(DatasetError, match="mend or remove that line"):
+        read_reviews(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_bytes(b"document,label\n\xff\xff\xff,1\n ")  # without a mark nearly anything would do
+    with pytest.raises(DatasetError, match="mend or remove that line"):
+        read_reviews(tmp_path / "a.csv")

@@ -1,9 +1,11 @@
 """A run without a search, and the conversation after it."""
 
 import json
+import logging
 import os
 import pty
 import random
+import re
 import select
 import subprocess
 import sys
@@ -200,14 +202,17 @@ def talk(trained, capsys, monkeypatch, *answers: str, language: str = "ko") -> s
 def test_a_model_that_is_not_registered_can_still_be_tried(trained, capsys, monkeypatch):
     said = talk(trained, capsys, monkeypatch, "뭐", "n", "정말 감동 명작", "<br>", "")
     assert said.count("등록할까요") == 2 and "y 또는 n으로 답해 주세요." in said
-    assert "%  정말 감동 명작" in said and ("긍정" in said and "부정" in said)
-    assert "안 되었습니다: text 1 of 1 is empty once it is cleaned" in said
+    assert re.search(r"(부정|긍정)  +[\d.]+%  부정 +[\d.]+%  긍정 +[\d.]+%  정말 감동 명작\n", said)
+    assert "안 되었습니다. 이유(영어): text 1 of 1 is empty once it is cleaned" in said
     assert said.endswith("끝.\n")
 
 
 def test_the_end_of_the_input_ends_it_at_any_question(trained, capsys, monkeypatch):
     assert talk(trained, capsys, monkeypatch).endswith("끝.\n")
-    assert talk(trained, capsys, monkeypatch, "n", "좋다", language="en").endswith("Done.\n")
+    said = talk(trained, capsys, monkeypatch, "n", "좋다", language="en")
+    assert said.endswith("Done.\n")
+    assert re.search(r"(negative|positive)  +[\d.]+%  negative +[\d.]+%  positive +[\d.]+%  좋다\n", said)
+    assert "긍정" not in said and "부정" not in said
 
 
 def test_registered_it_is_a_candidate_and_can_be_archived_by_number(trained, capsys, monkeypatch):
@@ -223,12 +228,20 @@ def test_registered_it_is_a_candidate_and_can_be_archived_by_number(trained, cap
     assert "That did not work: " in again and "Done." in again
 
 
-def test_what_the_gates_refuse_stays_a_candidate(trained_alone, capsys, monkeypatch):
+def test_what_the_gates_refuse_stays_a_candidate(trained_alone, capsys, monkeypatch, caplog):
+    """The gates speak English, so a Korean sentence comes before."""
     trainer, _ = trained_alone
     trainer.settings = read_settings()  # MLflow is back
-    said = talk(trained_alone, capsys, monkeypatch, "y", "2", "", language="en")
-    assert "That did not work: version" in said and "is not promoted" in said
-    assert "is now: Candidate" in said
+    sentences = logging.StreamHandler(sys.stdout)
+    monkeypatch.setattr(logging.getLogger("training.promote"), "handlers", [sentences])
+    caplog.set_level("INFO", "training")
+    said = talk(trained_alone, capsys, monkeypatch, "y", "2", "")
+    introduced, behaviour, reason = (
+        said.index(words)
+        for words in ("세 관문을 확인합니다: better(", "  behaviour failed: ", "안 되었습니다. 이유(영어): version")
+    )
+    assert introduced < behaviour < reason < said.index(" is not promoted: behaviour failed")
+    assert "의 단계: Candidate" in said
 
 
 def test_in_a_real_terminal_from_the_command_to_the_last_sentence(environment, material):

@@ -195,16 +195,18 @@ def test_a_finished_search_is_returned_as_it_is(search, settings):
     assert (search / "search.json").read_bytes() == before
 
 
-def test_a_search_without_any_success_says_why_and_ends_with_status_2(
-    material, settings, ray, tmp_path, capsys, monkeypatch
-):
+def test_a_search_without_any_success_says_why_and_ends_with_status_2(material, settings, ray, capsys, monkeypatch):
+    """Cut off after its only trial has failed, so that none has to be run."""
     monkeypatch.setenv("NUNCHI_VAR", str(settings.var))
     space = {"model.unfrozen_layers": {"choices": [8]}}
-    file = write_config(tmp_path, config_of(material, tune={"trials": 1, "space": space}))
-    assert tune.main(["--config", str(file), "--name", "hopeless"]) == 2
+    folder = started_search("hopeless", config_of(material, tune={"trials": 1, "space": space}), settings, [])
+    failed = Trial("trial-01", {"model.unfrozen_layers": 8}, "failed", now(), now(), "model.unfrozen_layers is 8, …")
+    write_trial(trial_folder(folder, failed.name), failed)
+    assert tune.main(["--resume", "hopeless"]) == 2
     error = capsys.readouterr().err
     assert "model.unfrozen_layers is 8" in error.splitlines()[-1]
-    assert read_search(settings.searches / "hopeless").finished
+    assert read_search(folder).finished and read_search(folder).best is None
+    assert [trial.name for trial in read_trials(folder)] == ["trial-01"]
 
 
 def test_other_data_is_no_ground_to_go_on(material, settings, tmp_path):
@@ -307,11 +309,15 @@ def test_what_a_killed_ray_left_is_removed_and_a_living_one_stays(monkeypatch):
 
 def test_two_workers_share_a_trial_and_leave_one_checkpoint(material, settings, ray):
     space = {"train.seed": {"choices": [1]}}
-    config = config_of(material, tune={"trials": 1, "workers_per_trial": 2, "cpus_per_worker": 0.5, "space": space})
+    config = config_of(
+        material,
+        train={"epochs": 3},
+        tune={"trials": 1, "workers_per_trial": 2, "cpus_per_worker": 0.5, "space": space},
+    )
     search = tune.run_search(config, settings, name="two-workers")
     (trial,) = read_trials(search)
     assert trial.state == "finished"
-    assert [epoch["epoch"] for epoch in trial.epochs] == [1, 2, 3, 4]
+    assert [epoch["epoch"] for epoch in trial.epochs] == [1, 2, 3]
     assert trial.best_f1 > 0.9
     assert len(list(search.glob("trials/*/checkpoint/model.safetensors"))) == 1
     assert not (search / "ray").exists()
