@@ -1,24 +1,26 @@
-"""Publish the Champion of the registry, or any fine-tuned checkpoint, as the next version of the model repository.
+"""Release the Champion of the registry, or any fine-tuned checkpoint, as the next version of the model repository.
 
     python -m export
     python -m export --checkpoint var/checkpoints/nano --repository model_repository --data ratings_test.txt
+    python -m export --watch                  follows the Champion of the registry until Ctrl-C
 
 A checkpoint is a Hugging Face folder of a BertForSequenceClassification or ElectraForSequenceClassification with its
 fast tokenizer. Progress goes to stderr; the folder of the version that serves then is the one line on stdout. A
-Champion that serves already is not published again.
+Champion that serves already is not published again. Where Triton and the gateway run, the version is loaded and proven
+beside the one before, which stays loaded for a soak time after the switch (export/release.py).
 """
 
 import argparse
 import logging
-import os
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
-from export.arguments import at_least
+from export.arguments import at_least, soak_seconds
+from export.build import add_arguments, build, order
 from export.errors import ExportError
-from export.quantize import RECIPES
-from export.reviews import DEFAULT_ROWS, MIN_ROWS
+from export.publish import open_stage
+from export.release import Released, release, soak
+from export.serving import read_serving, version_folder
 from export.settings import Settings, read_settings
 from training.errors import TrainingError
 
@@ -27,91 +29,58 @@ log = logging.getLogger("export")
 
 def main(arguments: list[str] | None = None) -> int:
     try:
-        options = _parser(read_settings()).parse_args(arguments)
+        settings = read_settings()
+        options = _parser(settings).parse_args(arguments)
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-        print(export_champion(options) if options.checkpoint is None else export(options, options.checkpoint))
+        if options.watch:
+            from export.watch import watch
+
+            watch(options.repository, settings, order(options), options.soak)
+            return 0
+        released = _release(options, settings)
+        serving = released.serving if released else read_serving(options.repository)
+        log.info("version %d serves", serving.version)
+        print(version_folder(options.repository, serving.version), flush=True)
+        if released and released.live:
+            soak(options.repository, settings, serving, options.soak)
     except (ExportError, TrainingError) as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; what served before serves on", file=sys.stderr)
+        return 130
     return 0
 
 
-def export_champion(options: argparse.Namespace) -> Path:
-    """Publish the Champion, unless it is published already; returns the folder that serves.
+def _release(options: argparse.Namespace, settings: Settings) -> Released | None:
+    """None when the Champion serves already."""
+    if options.checkpoint is None:
+        from export.champion import find_champion, release_champion
 
-    Raises:
-        ExportError, TrainingError: there is no Champion, or it cannot be fetched or exported.
-    """
-    from export.champion import find_champion, find_published, serves
-    from export.publish import publish_again
-
-    registry, champion = find_champion()
-    published = find_published(options.repository, champion)
-    if published and serves(options.repository, published):
-        log.info("the Champion, version %d of the registry, serves already", champion.number)
-        return published
-    if published:
-        publish_again(options.repository, published, datetime.now(UTC).replace(microsecond=0))
-        log.info("the Champion, version %d of the registry, is version %s and serves again", champion.number,
-                 published.name)  # fmt: skip
-        return published
-    log.info("the Champion is version %d of the registry", champion.number)
-    return export(options, registry.fetch(champion))
-
-
-def export(options: argparse.Namespace, folder_of_checkpoint: Path) -> Path:
-    """Read, convert, publish; returns the published folder. Raises ExportError."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # transformers and torch take seconds to import: not before the arguments are known to be good.
-    from export import bundle, convert, publish
-    from export.checkpoint import read_checkpoint
-    from export.manifest import MODEL_FILE, TOKENIZER_FILE
-
-    checkpoint = read_checkpoint(folder_of_checkpoint, options.max_length)
-    labels = ", ".join(label.name for label in checkpoint.labels)
-    log.info("checkpoint %s: %s, labels %s", folder_of_checkpoint, checkpoint.encoder, labels)
-    with publish.open_stage(options.repository, options.version) as stage:
-        publish.check_labels(stage, len(checkpoint.labels))
-        folder = stage.version_folder
-        checkpoint.tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
-        conversion = convert.convert_checkpoint(
-            checkpoint, folder / MODEL_FILE, precision=options.precision, data=options.data, rows=options.rows
-        )
-        now = datetime.now(UTC).replace(microsecond=0)
-        manifest = bundle.write_manifest(folder, checkpoint, conversion, stage.version, now)
-        published = publish.publish(stage, manifest, now)
-    log.info(
-        "version %d (%s, %.1f MB) serves", manifest.version, manifest.precision, manifest.files[MODEL_FILE].bytes / 1e6
-    )
-    return published
+        return release_champion(options.repository, settings, order(options), *find_champion(), options.version)
+    with open_stage(options.repository, options.version) as stage:
+        build(stage, options.checkpoint, order(options))
+        return release(stage, settings)
 
 
 def _parser(settings: Settings) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m export", description=__doc__.splitlines()[0])
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
         "--checkpoint", type=Path, help="folder that save_pretrained has written (default: the registry's Champion)"
     )
+    what.add_argument("--watch", action="store_true", help="release the Champion whenever it changes, until Ctrl-C")
     parser.add_argument(
         "--repository", type=Path, default=settings.repository, help="model repository (default: %(default)s)"
     )
-    parser.add_argument(
-        "--precision", choices=sorted(RECIPES), default="int8",
-        help="int8 falls back to fp32, saying so, when no int8 remedy passes the parity gate (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--data", type=Path,
-        help="labelled reviews for the gate: TSV as NSMC's, CSV or Parquet (default: the bundled ones)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--rows", type=at_least(MIN_ROWS), default=DEFAULT_ROWS, metavar="N",
-        help=f"the gate compares on a seeded sample of at most N of them (default: %(default)s, at least {MIN_ROWS})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--max-length", type=at_least(3), metavar="N", help="tokens a text is cut to (default: as trained, else 128)"
-    )
+    add_arguments(parser)
     parser.add_argument(
         "--version", type=at_least(1), metavar="N", help="number to publish as (default: the next free one)"
     )
+    parser.add_argument(
+        "--soak", type=soak_seconds, default=settings.soak_seconds, metavar="SECONDS",
+        help="how long the version before stays loaded (default: %(default)s, NUNCHI_SOAK_SECONDS)",
+    )  # fmt: skip
     return parser
 
 

@@ -14,3 +14,19 @@ def at_least(least: int) -> Callable[[str], int]:
         return value
 
     return number
+
+
+def soak_seconds(text: str) -> float:
+    """Seconds, 0 to a day."""
+    value = float(text)
+    if not 0 <= value <= 86_400:
+        raise argparse.ArgumentTypeError(f"{value:g} is not between 0 and 86400 seconds")
+    return value
+
+
+def share(text: str) -> float:
+    """A part of the traffic: above 0, up to 1."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{value:g} is not above 0 and up to 1")
+    return value

@@ -1,12 +1,18 @@
 """The version folder: model.onnx, tokenizer.json and manifest.json, written as one and checked as one."""
 
 import hashlib
-import os
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    InvalidProtobuf,
+    NotImplemented,
+    RuntimeException,
+)
 from pydantic import ValidationError
 from tokenizers import Tokenizer
 
@@ -20,6 +26,7 @@ if TYPE_CHECKING:  # they bring torch along, which checking and publishing do wi
     from export.convert import Conversion
 
 REMEDY = "export the checkpoint again"
+CANNOT_RUN = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NotImplemented, RuntimeException)
 
 
 def write_manifest(
@@ -42,6 +49,7 @@ def write_manifest(
         source=checkpoint.source,
         metrics=checkpoint.metrics,
         parity=conversion.parity,
+        reference=conversion.reference,
         golden=golden_rows(tokenizer, OnnxModel(folder / MODEL_FILE), checkpoint.pad_token_id),
     )
     (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
@@ -81,14 +89,25 @@ def verify_bundle(folder: Path) -> Manifest:
     for name, file in found.items():
         if file != manifest.files[name]:
             raise BundleBroken(f"{folder / name} is not the file its manifest describes (sha256 differs); {REMEDY}")
-    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    _verify_tokenizer(folder / TOKENIZER_FILE, manifest)
     for number, row in enumerate(manifest.golden):
-        if tokenizer.encode(row.text).ids != row.input_ids:
-            raise BundleBroken(f"{folder / TOKENIZER_FILE} gives other ids than golden row {number}; {REMEDY}")
+        if len(row.probabilities) != len(manifest.labels):
+            raise BundleBroken(
+                f"{folder / MANIFEST_FILE} names {len(manifest.labels)} labels and golden row {number} has "
+                f"{len(row.probabilities)} probabilities; {REMEDY}"
+            )
     try:
-        shift = largest_shift(manifest.golden, OnnxModel(folder / MODEL_FILE), manifest.pad_token_id)
-    except (Fail, InvalidGraph, InvalidProtobuf) as exc:
-        raise BundleBroken(f"ONNX Runtime cannot run {folder / MODEL_FILE} ({exc}); {REMEDY}") from exc
+        model = OnnxModel(folder / MODEL_FILE)
+        answers = model.probabilities([manifest.golden[0].input_ids], manifest.pad_token_id)
+        if answers.shape != (1, len(manifest.labels)):
+            raise BundleBroken(
+                f"{folder / MODEL_FILE} answers with {answers.shape[-1]} logits, its manifest names "
+                f"{len(manifest.labels)} labels; {REMEDY}"
+            )
+        shift = largest_shift(manifest.golden, model, manifest.pad_token_id)
+    except CANNOT_RUN as exc:
+        reason = str(exc).splitlines()[0][:300]
+        raise BundleBroken(f"ONNX Runtime cannot run {folder / MODEL_FILE} ({reason}); {REMEDY}") from exc
     if not shift <= manifest.golden_probability_tolerance:
         raise BundleBroken(
             f"{folder / MODEL_FILE} is off its golden rows by {shift:.4f}, "
@@ -97,19 +116,15 @@ def verify_bundle(folder: Path) -> Manifest:
     return manifest
 
 
-def flush_folder(folder: Path) -> None:
-    """Make the folder and its files durable, and readable by the user Triton runs as."""
-    for file in sorted(folder.iterdir()):
-        file.chmod(0o644)
-        flush(file)
-    folder.chmod(0o755)
-    flush(folder)
-
-
-def flush(path: Path) -> None:
-    """fsync a file or a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _verify_tokenizer(file: Path, manifest: Manifest) -> None:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as exc:  # the tokenizers library raises nothing more precise
+        raise BundleBroken(f"{file} is not a tokenizer ({exc}); {REMEDY}") from exc
+    if tokenizer.get_vocab_size() != manifest.vocab_size:
+        raise BundleBroken(
+            f"{file} has {tokenizer.get_vocab_size()} words, its manifest says {manifest.vocab_size}; {REMEDY}"
+        )
+    for number, row in enumerate(manifest.golden):
+        if tokenizer.encode(row.text).ids != row.input_ids:
+            raise BundleBroken(f"{file} gives other ids than golden row {number}; {REMEDY}")

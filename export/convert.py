@@ -5,13 +5,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from export import parity
+from export import manifest, parity
 from export.checkpoint import Checkpoint
 from export.errors import GateClosed
 from export.graph import build_graph
 from export.manifest import Attempt, Parity
 from export.parity import Measurement, Reference
 from export.quantize import RECIPES
+from export.reference import describe
 from export.reviews import DEFAULT_ROWS, load_reviews
 
 log = logging.getLogger(__name__)
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 class Conversion:
     precision: str
     parity: Parity
+    reference: manifest.Reference
 
 
 def convert_checkpoint(
@@ -54,7 +56,8 @@ def convert(checkpoint: Checkpoint, reference: Reference, precision: str, file: 
         log.info("%s: %s", recipe.remedy, f"refused: {reason}" if reason else _summary(measured))
         if reason is None:
             attempts.append(Attempt(remedy=recipe.remedy, accepted=True, reason=_remark(measured)))
-            return Conversion(recipe.precision, _parity(measured, recipe.precision, attempts))
+            texts = describe(reference.encoded, measured.probabilities, checkpoint.tokenizer)
+            return Conversion(recipe.precision, _parity(measured, recipe.precision, attempts), texts)
         attempts.append(Attempt(remedy=recipe.remedy, accepted=False, reason=reason))
     tried = "; ".join(f"{attempt.remedy}: {attempt.reason}" for attempt in attempts)
     raise GateClosed(

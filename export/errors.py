@@ -8,7 +8,10 @@ ExportError
 ├── DataError            the labelled reviews of the parity gate are missing, malformed or too few
 ├── GateClosed           no remedy made a file that answers like torch: nothing is published
 ├── BundleBroken         a written bundle does not read back as it was written
-└── RepositoryError      the model repository cannot take this version
+├── RepositoryError      the model repository cannot take this version
+│   └── RepositoryBusy     another command is changing it
+├── TritonAway           Triton is needed and does not answer, or not to this key
+└── ReleaseRefused       Triton or the gateway does not serve this version; the one before goes on
 """
 
 
@@ -45,4 +48,16 @@ class BundleBroken(ExportError):
 
 
 class RepositoryError(ExportError):
+    pass
+
+
+class RepositoryBusy(RepositoryError):
+    pass
+
+
+class TritonAway(ExportError):
+    pass
+
+
+class ReleaseRefused(ExportError):
     pass

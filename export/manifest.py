@@ -71,6 +71,23 @@ class Parity(_Part):
     attempts: list[Attempt]
 
 
+class Bins(_Part):
+    """Shares of texts; `edges` are the upper ends of all bins but the last, which has none."""
+
+    edges: list[float]
+    shares: list[Share]
+
+
+class Reference(_Part):
+    """What the texts of the parity gate look like to the written files (reference.py); `label` in label order."""
+
+    rows: int
+    label: list[Share]
+    confidence: Bins
+    length: Bins
+    unknown: Bins
+
+
 class GoldenRow(_Part):
     """Token ids as the tokenizer gives them (special tokens, no padding); probabilities in label order."""
 
@@ -96,6 +113,7 @@ class Manifest(_Part):
     source: Source
     metrics: Metrics | None
     parity: Parity
+    reference: Reference | None = None  # of versions that were published before there was one
     golden_probability_tolerance: float = GOLDEN_PROBABILITY_TOLERANCE
     golden: list[GoldenRow]
 

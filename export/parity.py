@@ -9,7 +9,7 @@ manifest states counts such flips as disagreements all the same, and the attempt
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class Measurement:
-    """``near_ties`` counts flips where torch was undecided; ``label_agreement`` counts them as disagreements."""
+    """``near_ties`` counts flips where torch was undecided; ``label_agreement`` counts them as disagreements.
+
+    ``probabilities`` [rows, labels] are the answers of the written file.
+    """
 
     rows: int
     finite: bool
@@ -53,6 +56,7 @@ class Measurement:
     accuracy_exported: float
     max_probability_shift: float
     max_batch_probability_shift: float
+    probabilities: np.ndarray = field(repr=False)
 
 
 def measure_reference(checkpoint: Checkpoint, tokenizer: Tokenizer, reviews: Reviews) -> Reference:
@@ -97,6 +101,7 @@ def measure(file: Path, reference: Reference) -> Measurement:
         accuracy_exported=float((answered == reference.labels).mean()),
         max_probability_shift=float(np.abs(exported - reference.probabilities).max()),
         max_batch_probability_shift=_batch_shift(model, reference),
+        probabilities=exported,
     )
 
 

@@ -1,29 +1,31 @@
-"""Puts a finished version where Triton looks, in steps that each leave a repository that can be served.
+"""The model repository on disk: staged beside it, renamed in, withdrawn, and what config.pbtxt names.
 
-    1. lock the repository           one exporter at a time
-    2. stage beside it               `.<repository>.staging-…`: same file system, invisible to Triton
-    3. rename the version folder in  a version is there whole or not at all
-    4. replace config.pbtxt          loads the previous version and the new one
-    5. replace serving.json          the new version answers
+    lock the repository           one exporter at a time
+    stage beside it               `.<repository>.staging-…`: same file system, invisible to Triton
+    rename the version folder in  a version is there whole or not at all
+    replace config.pbtxt          what Triton loads when it starts
 
-A kill between two steps leaves the old version serving; the next export clears the stage and takes the next number.
+A kill between two steps leaves the old version serving; the next export clears the stage. release.py has the order of
+the steps, serving.py the file that makes a version answer.
 """
 
+import errno
 import fcntl
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
-from export.bundle import flush, flush_folder, verify_bundle
-from export.errors import RepositoryError
-from export.manifest import MODEL, Manifest
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from export.errors import RepositoryBusy, RepositoryError
+from export.serving import MODEL, Serving, flush, move_durably, read_serving, version_folder, write_durably
 from export.triton_config import build_config, read_config, to_text
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,14 @@ class Stage:
     repository: Path
     folder: Path
     version: int
-    serving: int | None
 
     @property
     def version_folder(self) -> Path:
         return self.folder / str(self.version)
+
+    @property
+    def published_folder(self) -> Path:
+        return version_folder(self.repository, self.version)
 
 
 @contextmanager
@@ -45,7 +50,8 @@ def open_stage(repository: Path, version: int | None = None) -> Iterator[Stage]:
     """Lock ``repository`` (made when it is missing) and stage the next version, or the one asked for.
 
     Raises:
-        RepositoryError: another export is at work, the version is taken, or serving.json cannot be read.
+        RepositoryError: another export is at work, the version is taken, serving.json cannot be read, or the disk is
+            full.
     """
     repository = repository.resolve()
     made = _make_folder(repository)
@@ -53,80 +59,93 @@ def open_stage(repository: Path, version: int | None = None) -> Iterator[Stage]:
         with _locked(repository):
             for left_behind in repository.parent.glob(f".{repository.name}.staging-*"):
                 shutil.rmtree(left_behind)
-            serving = read_serving(repository)
-            number = _choose_version(repository, serving, version)
+            number = _choose_version(repository, read_serving(repository), version)
             folder = Path(tempfile.mkdtemp(prefix=f".{repository.name}.staging-", dir=repository.parent))
             try:
-                stage = Stage(repository, folder, number, serving.get("version"))
+                stage = Stage(repository, folder, number)
                 stage.version_folder.mkdir()
                 yield stage
             finally:
                 shutil.rmtree(folder)
+    except OSError as exc:
+        if exc.errno not in DISK_FULL:
+            raise
+        raise RepositoryError(
+            f"{repository.parent} cannot hold another version ({exc.strerror}); make room there, nothing was changed"
+        ) from exc
     finally:
         if made and not any(repository.iterdir()):
             repository.rmdir()
 
 
-def check_labels(stage: Stage, labels: int) -> None:
-    """Both versions are loaded under one config.pbtxt, which states the number of labels.
+def check_labels(repository: Path, labels: int) -> None:
+    """All versions are loaded under one config.pbtxt, which states the number of labels.
 
     Raises:
         RepositoryError: the repository serves a model with another number of labels.
     """
-    file = stage.repository / MODEL / "config.pbtxt"
-    if not file.exists():
+    file = repository / MODEL / "config.pbtxt"
+    if not file.exists() or read_serving(repository) is None:
         return
-    served = list(read_config(file).output[0].dims) if stage.serving else [labels]
+    served = list(read_config(file).output[0].dims)
     if served != [labels]:
         raise RepositoryError(
-            f"{stage.repository} serves a model with {served[0]} labels, the checkpoint has {labels}; "
+            f"{repository} serves a model with {served[0]} labels, the checkpoint has {labels}; "
             "publish it into a repository of its own, named with --repository here and with "
             "NUNCHI_MODEL_REPOSITORY where it is served"
         )
 
 
-def publish(stage: Stage, manifest: Manifest, since: datetime) -> Path:
-    """Verify what was staged and make it the version that answers; returns its folder.
-
-    Raises:
-        BundleBroken: the staged files do not read back as they were written. Nothing is published.
-    """
+def rename_in(stage: Stage) -> None:
+    """Make the staged version durable and put it where Triton looks."""
     flush_folder(stage.version_folder)
-    verify_bundle(stage.version_folder)
     model_folder = stage.repository / MODEL
     model_folder.mkdir(exist_ok=True)
-    previous = stage.serving if stage.serving and (model_folder / str(stage.serving)).is_dir() else None
-
-    target = model_folder / str(stage.version)
-    stage.version_folder.rename(target)
+    stage.version_folder.rename(stage.published_folder)
     flush(model_folder)
-    _switch(stage, stage.version, previous, len(manifest.labels), since)
-    return target
 
 
-def publish_again(repository: Path, folder: Path, since: datetime) -> None:
-    """Let ``folder``, a version that was published before and is whole, answer once more; nothing is copied."""
-    with open_stage(repository) as stage:
-        labels = len(verify_bundle(folder).labels)
-        check_labels(stage, labels)
-        _switch(stage, int(folder.name), stage.serving, labels, since)
+def take_out(stage: Stage) -> None:
+    """Undo `rename_in`; the stage takes the folder along when it closes."""
+    with suppress(FileNotFoundError):  # it never got there
+        stage.published_folder.rename(stage.version_folder)
 
 
-def _switch(stage: Stage, version: int, previous: int | None, labels: int, since: datetime) -> None:
-    loaded = [version] if previous is None else [previous, version]
-    _replace(stage, stage.repository / MODEL / "config.pbtxt", to_text(build_config(labels, loaded)))
-    serving = {"model": MODEL, "version": version, "previous": previous, "since": since.isoformat()}
-    _replace(stage, stage.repository / "serving.json", json.dumps(serving) + "\n")
+def configuration(repository: Path, labels: int, versions: list[int]) -> ModelConfig:
+    """What is served with now, for ``versions``: with any other difference Triton would load all of them anew."""
+    file = repository / MODEL / "config.pbtxt"
+    if not file.exists() or read_serving(repository) is None:
+        return build_config(labels, versions)
+    config = read_config(file)
+    config.ClearField("version_policy")
+    config.version_policy.specific.versions.extend(versions)
+    return config
 
 
-def _replace(stage: Stage, file: Path, text: str) -> None:
-    """Written in the stage, not beside ``file``: any stranger in the model folder makes Triton reload all versions."""
-    draft = stage.folder / file.name
-    draft.write_text(text, encoding="utf-8")
-    draft.chmod(0o644)
-    flush(draft)
-    os.replace(draft, file)
-    flush(file.parent)
+def named_versions(repository: Path) -> list[int]:
+    """The versions that config.pbtxt names: each has been proven."""
+    file = repository / MODEL / "config.pbtxt"
+    return list(read_config(file).version_policy.specific.versions) if file.exists() else []
+
+
+def max_batch_size(repository: Path) -> int:
+    return read_config(repository / MODEL / "config.pbtxt").max_batch_size
+
+
+def write_config(stage: Stage, config: ModelConfig) -> None:
+    """Written in the stage, not beside it: any stranger in the model folder makes Triton reload all versions."""
+    draft = stage.folder / "config.pbtxt"
+    write_durably(draft, to_text(config))
+    move_durably(draft, stage.repository / MODEL / "config.pbtxt")
+
+
+def flush_folder(folder: Path) -> None:
+    """Make the folder and its files durable, and readable by the user Triton runs as."""
+    for file in sorted(folder.iterdir()):
+        file.chmod(0o644)
+        flush(file)
+    folder.chmod(0o755)
+    flush(folder)
 
 
 def _make_folder(repository: Path) -> bool:
@@ -147,35 +166,18 @@ def _locked(repository: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise RepositoryError(f"another export is writing to {repository}; wait until it has ended") from None
+        raise RepositoryBusy(f"another export is writing to {repository}; wait until it has ended") from None
     try:
         yield
     finally:
         os.close(descriptor)
 
 
-def read_serving(repository: Path) -> dict:
-    """serving.json; empty when there is none.
-
-    Raises:
-        RepositoryError: it does not say which version serves.
-    """
-    file = repository / "serving.json"
-    if not file.exists():
-        return {}
-    try:
-        serving = json.loads(file.read_text(encoding="utf-8"))
-        int(serving["version"])
-    except (ValueError, KeyError, TypeError) as exc:
-        raise RepositoryError(f"{file} does not say which version serves ({exc}); restore it") from exc
-    return serving
-
-
-def _choose_version(repository: Path, serving: dict, asked: int | None) -> int:
+def _choose_version(repository: Path, serving: Serving | None, asked: int | None) -> int:
     """A number above every version that is there or that serving.json remembers: numbers are never used again."""
     folder = repository / MODEL
     there = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
-    highest = max([*there, serving.get("version") or 0, serving.get("previous") or 0], default=0)
+    highest = max([*there, *(serving.numbers() if serving else [])], default=0)
     if asked is None:
         return highest + 1
     if asked <= highest:

@@ -9,6 +9,7 @@ from transformers import ElectraConfig
 
 from export.__main__ import main
 from tests.export.checkpoints import CONFIGS, labelled_reviews, save_checkpoint, train_classifier, write_reviews
+from tests.triton_process import free_ports
 
 
 class Answer(NamedTuple):
@@ -24,6 +25,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def nobody_serves(monkeypatch):
+    """What runs on the usual ports of this machine is not for a test to find."""
+    triton, gateway = free_ports(2)
+    monkeypatch.setenv("NUNCHI_TRITON_GRPC_PORT", str(triton))
+    monkeypatch.setenv("NUNCHI_GATEWAY_PORT", str(gateway))
 
 
 @pytest.fixture(scope="session")

@@ -3,27 +3,15 @@
 import dataclasses
 import json
 import logging
-import shutil
-from pathlib import Path
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
 from export.__main__ import main
 from export.bundle import verify_bundle
 from export.champion import find_champion, find_published
 from export.triton_config import read_config
-from tests.export.checkpoints import make_tokenizer
+from tests.export.registry import Register, as_training_leaves_it
 from training.settings import Settings
-
-METRICS = {
-    "dataset": "sample test",
-    "rows": 1200,
-    "accuracy": 0.987,
-    "accuracy_interval": [0.98, 0.992],
-    "f1": 0.986,
-    "confusion": [[593, 7], [9, 591]],
-}
 
 
 @pytest.fixture(scope="module")
@@ -37,35 +25,10 @@ def settings(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(trained, tmp_path_factory) -> Path:
-    """As training leaves it: with its own tokenizer class and a record."""
-    folder = tmp_path_factory.mktemp("trial") / "checkpoint"
-    shutil.copytree(trained, folder)
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=make_tokenizer(), **special).save_pretrained(folder)
-    record = {"encoder": "nano", "labels": ["negative", "positive"], "max_length": 24, "dataset": "sample"}
-    (folder / "training.json").write_text(json.dumps(record), encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def crown(settings, checkpoint):
+def crown(settings, trained, tmp_path_factory):
     """`crown()` registers the checkpoint once more and makes it the Champion; returns the id of its run."""
-    from training import tracking
-
-    def register() -> str:
-        client = tracking.connect(settings)
-        (experiment,) = (each for each in client.search_experiments() if each.name != "Default")
-        run = client.create_run(experiment.experiment_id).info.run_id
-        uri = tracking.log_model(run, checkpoint, settings)
-        if not client.search_registered_models():
-            client.create_registered_model(settings.registered_model)
-        tags = {"metrics": json.dumps(METRICS), "labels": '["negative", "positive"]', "stage": "Champion"}
-        version = client.create_model_version(settings.registered_model, uri, run, tags=tags).version
-        client.set_registered_model_alias(settings.registered_model, "champion", version)
-        return run
-
-    return register
+    checkpoint = as_training_leaves_it(trained, tmp_path_factory.mktemp("trial") / "checkpoint")
+    return lambda: Register(settings, checkpoint).crown()[1]
 
 
 @pytest.fixture

@@ -212,10 +212,9 @@ def test_three_labels_are_published(export, repository, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from datetime import UTC, datetime
 from pathlib import Path
-from export import publish
-from export.bundle import verify_bundle
+from export import publish, release
+from export.settings import read_settings
 
 repository, bundle, step = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 
@@ -227,20 +226,18 @@ with publish.open_stage(repository) as stage:
         (stage.version_folder / "model.onnx").write_bytes(b"half")
         die()
     for file in bundle.iterdir():
-        (stage.version_folder / file.name).write_bytes(file.read_bytes())
-    manifest = verify_bundle(bundle)
-    if step == "rename":
-        publish.flush_folder = die
-    elif step == "config.pbtxt":
-        publish._replace = die
-    elif step == "serving.json":
-        replace = publish._replace
-        publish._replace = lambda stage, file, text: die() if file.name == step else replace(stage, file, text)
-    publish.publish(stage, manifest, datetime.now(UTC))
+        text = file.read_bytes()
+        if file.name == "manifest.json":
+            text = text.replace(b'"version": 1,', b'"version": %d,' % stage.version, 1)
+        (stage.version_folder / file.name).write_bytes(text)
+    for module in (publish, release):
+        if hasattr(module, step):
+            setattr(module, step, die)
+    release.release(stage, read_settings())
 """
 
 
-@pytest.mark.parametrize("step", ["stage", "rename", "config.pbtxt", "serving.json"])
+@pytest.mark.parametrize("step", ["stage", "rename_in", "write_config", "replace_serving"])
 def test_a_kill_at_any_step_leaves_the_old_version_serving(export, repository, step):
     export("--precision", "fp32")
     bundle = repository / "sentiment/1"
@@ -348,7 +345,7 @@ def test_an_empty_setting_is_refused(export, monkeypatch):
     monkeypatch.setenv("NUNCHI_MODEL_REPOSITORY", " ")
     answer = export()
     assert answer.status == 2
-    assert answer.err == "error: NUNCHI_MODEL_REPOSITORY: it is empty; name a folder, or unset it\n"
+    assert answer.err == "error: NUNCHI_MODEL_REPOSITORY: it is empty; give it a value, or unset it\n"
 
 
 def test_the_bundled_reviews_are_enough_for_the_gate(tmp_path, export, repository):

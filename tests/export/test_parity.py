@@ -145,6 +145,7 @@ PASSING = Measurement(
     accuracy_exported=0.898,
     max_probability_shift=0.09,
     max_batch_probability_shift=0.0019,
+    probabilities=np.empty((0, 2)),
 )
 
 

@@ -1,0 +1,321 @@
+"""A good release and a rollback, with a real Triton and a real gateway: who is loaded, who answers, who is left be."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import onnx
+import psutil
+import pytest
+from pydantic import SecretStr
+
+from export import release as release_module
+from export.errors import ReleaseRefused, RepositoryBusy, TritonAway
+from export.publish import open_stage
+from export.release import let_go, release, soak
+from export.rollback import main as rollback
+from export.rollback import roll_back
+from export.serving import Candidate, read_serving, replace_serving
+from export.settings import Settings
+from export.triton import Triton
+from tests.bundles import tiny_model, write_bundle
+from tests.export.live import House, asking, describe_anew, is_stub, lay, running_house
+from tests.gateway.served_app import served_app
+from tests.triton_process import free_ports
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory) -> House:
+    with running_house(tmp_path_factory.mktemp("release")) as house:
+        yield house
+
+
+@pytest.fixture
+def with_gateway(house):
+    """The house with its gateway, and the URL of that."""
+    with served_app(house.repository, house.triton.grpc_port) as app:
+        yield replace(house, settings=house.settings.model_copy(update={"gateway_port": app.port})), app.url
+
+
+@pytest.fixture
+def at_rest(house) -> House:
+    """Only what serves is loaded."""
+    if read_serving(house.repository).previous is None:
+        house.release()
+    let_go(house.repository, house.settings, read_serving(house.repository))
+    return house
+
+
+def answering(url: str) -> int:
+    return int(httpx.get(f"{url}/readyz").json()["model_version"])
+
+
+def run(house: House, *command: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=os.environ | house.environment, capture_output=True, text=True
+    )
+
+
+def test_a_release_leaves_the_process_of_the_old_version_alone_until_the_soak_is_over(at_rest, caplog):
+    caplog.set_level(logging.INFO)
+    house = at_rest
+    old = house.serving["version"]
+    process = house.loaded[old]
+    with asking(house):
+        released = house.release()
+        new = released.serving.version
+        assert released.live
+        assert house.named == [old, new]
+        assert sorted(house.loaded) == [old, new]
+        assert house.loaded[old] == process
+        kept = house.loaded[new]
+        soak(house.repository, house.settings, released.serving, 0.3)
+    assert house.named == [new]
+    assert house.loaded == {new: kept}
+    assert house.serving == {
+        "model": "sentiment", "version": new, "previous": old, "since": released.serving.since
+    }  # fmt: skip
+    assert f"version {old} is released; make rollback loads it again" in caplog.text
+
+
+def test_the_gateway_has_turned_by_the_time_a_release_returns(with_gateway, caplog):
+    caplog.set_level(logging.INFO)
+    house, url = with_gateway
+    with asking(house):
+        new = house.release().serving.version
+        assert answering(url) == new
+    assert re.search(rf"the gateway answers with version {new}, \d\.\d\d s after serving.json named it", caplog.text)
+
+
+def test_a_gateway_that_keeps_the_old_version_undoes_the_release(house, tmp_path):
+    """It looks at another copy of the repository, as one does whose mount is stale."""
+    shutil.copytree(house.repository, tmp_path / "stale")
+    before, files, loaded = house.serving, house.files(), sorted(house.loaded)
+    with served_app(tmp_path / "stale", house.triton.grpc_port) as app:
+        deaf = replace(house, settings=house.settings.model_copy(update={"gateway_port": app.port}))
+        words = r"does not answer with version \d+ after 10 s \(it answers with version \d+\); its log, .*gateway.log"
+        with asking(house), pytest.raises(ReleaseRefused, match=words):
+            deaf.release()
+    assert house.serving == before | {"rolled_back": before["version"] + 1}
+    assert house.files() == files
+    assert sorted(house.loaded) == loaded
+    good = house.release().serving
+    assert good.version == before["version"] + 2, "the number of the refused one was seen, and is not used again"
+    assert "rolled_back" not in house.serving
+
+
+def test_a_rollback_takes_less_than_a_second_and_once_more_undoes_it(with_gateway):
+    house, url = with_gateway
+    new = house.release().serving.version
+    old = new - 1
+    seconds = []
+    with asking(house):
+        for wanted, left in ((old, new), (new, old), (old, new)):
+            began = time.monotonic()
+            ended = run(house, "-c", SPIED)
+            while answering(url) != wanted:
+                assert time.monotonic() - began < 10
+            seconds.append(time.monotonic() - began)
+            assert ended.returncode == 0, ended.stderr
+            assert house.serving | {"since": None} == {
+                "model": "sentiment", "version": wanted, "previous": left, "since": None, "rolled_back": left
+            }  # fmt: skip
+            assert re.search(
+                rf"version {wanted} serves again, not version {left}\n.* answers with it, \d\.\d\d s after",
+                ended.stdout,
+            )
+            assert "heavy at the flip: []" in ended.stderr
+    assert min(seconds) < 1.0, seconds
+    assert sorted(house.loaded) == house.named == [old, new]
+
+
+SPIED = """
+import sys
+from export import rollback, serving
+
+def spied(*arguments, replace=rollback.replace_serving):
+    replace(*arguments)
+    heavy = {"torch", "transformers", "mlflow", "onnxruntime", "onnx", "pandas", "ray"} & set(sys.modules)
+    print("heavy at the flip:", sorted(heavy), file=sys.stderr)
+
+rollback.replace_serving = spied
+sys.exit(rollback.main([]))
+"""
+
+
+def test_a_version_that_was_let_go_is_loaded_and_proven_again_before_it_serves(at_rest):
+    house = at_rest
+    before = house.serving
+    with asking(house):
+        left, serving = roll_back(house.repository, house.settings)
+    assert (left, serving.version) == (before["version"], before["previous"])
+    assert house.serving["rolled_back"] == left
+    assert house.named == sorted(house.loaded) == sorted([left, serving.version])
+
+
+def test_a_version_that_was_damaged_meanwhile_is_not_rolled_back_to(at_rest):
+    house = at_rest
+    before = house.serving
+    file = house.repository / "sentiment" / str(before["previous"]) / "model.onnx"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    with asking(house):
+        ended = run(house, "-m", "export.rollback")
+    file.write_bytes(content)
+    assert ended.returncode == 2
+    assert "is not the file its manifest describes" in ended.stderr.splitlines()[-1]
+    assert house.serving == before
+
+
+def test_a_rollback_does_not_wait_for_an_export_that_holds_the_repository(house):
+    serving = house.release().serving
+    with open_stage(house.repository):
+        left, after = roll_back(house.repository, house.settings)
+    assert (left, after.version) == (serving.version, serving.previous)
+
+
+def test_a_release_gives_way_to_a_rollback_that_came_between_its_steps(house, monkeypatch):
+    serving = house.release().serving
+    prove = Triton.check_golden_rows
+
+    def prove_and_be_overtaken(triton, manifest, size):
+        prove(triton, manifest, size)
+        before = read_serving(house.repository)
+        replace_serving(house.repository, before, replace(before, since="2026-11-22T00:00:00+00:00"))
+
+    monkeypatch.setattr(Triton, "check_golden_rows", prove_and_be_overtaken)
+    with asking(house), pytest.raises(RepositoryBusy, match=r"another command has changed .*serving.json meanwhile"):
+        house.release()
+    assert house.serving["version"] == serving.version
+    assert serving.version + 1 not in house.loaded
+    assert not (house.repository / "sentiment" / str(serving.version + 1)).exists()
+
+
+def test_a_soak_ends_quietly_when_somebody_rolls_back(house, caplog):
+    caplog.set_level(logging.INFO)
+    released = house.release().serving
+    soaking = threading.Thread(target=soak, args=(house.repository, house.settings, released, 60))
+    soaking.start()
+    roll_back(house.repository, house.settings)
+    soaking.join(5)
+    assert not soaking.is_alive()
+    assert sorted(house.loaded) == [released.previous, released.version]
+    assert f"the soak of version {released.version} ends" in caplog.text
+
+
+def test_ctrl_c_in_the_soak_leaves_both_versions_loaded(house, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    released = house.release().serving
+    monkeypatch.setattr(release_module.time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGINT))
+    soak(house.repository, house.settings, released, 60)
+    monkeypatch.undo()
+    assert sorted(house.loaded) == [released.previous, released.version]
+    assert "both stay loaded until the next release" in caplog.text
+
+
+def test_a_release_keeps_the_candidate_loaded(house):
+    candidate = house.release().serving
+    roll_back(house.repository, house.settings)
+    before = read_serving(house.repository)
+    named = Candidate(candidate.version, "shadow", 0.5, before.since)
+    replace_serving(house.repository, before, replace(before, candidate=named))
+    process = house.loaded[candidate.version]
+    released = house.release().serving
+    assert house.loaded[candidate.version] == process
+    assert house.named == [before.version, candidate.version, released.version]
+    let_go(house.repository, house.settings, released)
+    assert house.named == sorted(house.loaded) == [candidate.version, released.version]
+    assert house.serving["candidate"]["version"] == candidate.version
+    replace_serving(house.repository, read_serving(house.repository), replace(released, candidate=None))
+
+
+def test_a_triton_that_dies_during_a_release_comes_back_with_the_old_version(house, monkeypatch):
+    before = house.serving["version"]
+    let_go(house.repository, house.settings, read_serving(house.repository))
+    prove = Triton.check_golden_rows
+
+    def kill_triton_first(triton, manifest, size):
+        (server,) = (each for each in psutil.Process(house.triton.process.pid).children() if not is_stub(each))
+        server.kill()
+        server.wait()
+        prove(triton, manifest, size)
+
+    monkeypatch.setattr(Triton, "check_golden_rows", kill_triton_first)
+    starts = house.triton.output.count(" ready ")
+    with pytest.raises(ReleaseRefused, match=f"version {before} serves on"):
+        house.release()
+    monkeypatch.undo()
+    house.triton.wait_for_line(" ready ", count=starts + 1)
+    assert house.named == sorted(house.loaded) == [before]
+    assert house.release().serving.version == before + 1
+
+
+def test_the_triton_of_another_repository_is_left_alone(house, tmp_path):
+    other = tmp_path / "other" / "model_repository"
+    folder = write_bundle(other, house.serving["version"])
+    onnx.save(tiny_model(version=1), str(folder / "model.onnx"))
+    describe_anew(folder)
+    loaded = house.loaded
+    elsewhere = replace(house, repository=other)
+    with asking(house), pytest.raises(ReleaseRefused, match="serves another repository"):
+        elsewhere.release()
+    assert house.loaded == loaded
+    assert sorted(path.name for path in (other / "sentiment").iterdir()) == [
+        str(house.serving["version"]), "config.pbtxt"
+    ]  # fmt: skip
+
+
+def test_a_wrong_admin_key_is_named_with_its_remedy(house, tmp_path):
+    stranger = house.settings.model_copy(update={"triton_admin_key": SecretStr("not-the-key-of-this-one")})
+    with pytest.raises(TritonAway, match="refuses the admin key; set NUNCHI_TRITON_ADMIN_KEY"):
+        replace(house, settings=stranger).release()
+    homeless = house.settings.model_copy(update={"var": tmp_path})
+    with pytest.raises(TritonAway, match=r"wants its admin key, and .* cannot be read"):
+        replace(house, settings=homeless).release()
+
+
+def test_a_gateway_without_triton_is_waited_for_and_then_refused(house, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as gateway:
+        (nobody,) = free_ports(1)
+        settings = house.settings.model_copy(
+            update={"gateway_port": gateway.getsockname()[1], "triton_grpc_port": nobody}
+        )
+        files = house.files()
+        wait = Triton.wait
+        monkeypatch.setattr(Triton, "wait", lambda triton: wait(triton, seconds=0.5))
+        with pytest.raises(TritonAway, match=r"a gateway serves, but Triton at .* has not answered for"):
+            replace(house, settings=settings).release()
+        assert house.files() == files
+
+
+def test_without_servers_a_release_is_published_for_the_next_start(tmp_path):
+    repository = tmp_path / "model_repository"
+    triton, gateway = free_ports(2)
+    settings = Settings(model_repository=str(repository), triton_grpc_port=triton, gateway_port=gateway)
+    for version in (1, 2):
+        with open_stage(repository) as stage:
+            lay(stage.version_folder, stage.version)
+            assert not release(stage, settings).live
+        assert read_serving(repository).version == version
+    left, serving = roll_back(repository, settings)
+    assert (left, serving.version, serving.rolled_back) == (2, 1, 2)
+
+
+def test_where_there_is_no_version_before_a_rollback_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("NUNCHI_MODEL_REPOSITORY", str(tmp_path))
+    (tmp_path / "serving.json").write_text(json.dumps({"model": "sentiment", "version": 4, "previous": None}))
+    assert rollback([]) == 2
+    assert "names no version before, so there is none to go back to" in capsys.readouterr().err
