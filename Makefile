@@ -1,12 +1,14 @@
 # Nunchi: the verbs. `make` alone lists them; CI calls the same ones.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo train register promote rollback export triton gateway mlflow pretrain test lint lock
+.PHONY: help setup up down demo train register promote rollback restart export candidate triton gateway mlflow pretrain
+.PHONY: test chaos soak audit lint lock
 
 PY := .venv/bin/python
 REPOSITORY ?= model_repository
 CONFIG ?=
 CHECKPOINT ?=
+OSV ?=
 DATA ?=
 ARGS ?=
 
@@ -37,11 +39,17 @@ register: setup ## read test once for the best trial of the last search, make it
 promote: setup ## make a Candidate the Champion, if it passes the gates: VERSION=number
 	@$(ENV) $(PY) -m training.registry promote $(or $(VERSION),$(error promote wants VERSION=number)) $(ARGS)
 
-rollback: setup ## make the Champion before this one the Champion again
-	@$(ENV) $(PY) -m training.registry rollback
+rollback: setup ## answer from the version before this one, at once; then make its model the Champion again
+	@$(ENV) $(PY) -m export.rollback --repository $(REPOSITORY)
 
-export: setup ## publish the Champion as the next version: REPOSITORY=folder DATA=labelled reviews CHECKPOINT=folder
-	@$(ENV) $(PY) -m export --repository $(REPOSITORY) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(if $(DATA),--data $(DATA))
+restart: setup ## a new gateway in place of the running one, without a lost request
+	@$(ENV) $(PY) -m deploy.local restart
+
+export: setup ## publish the Champion and let it answer, without a lost request: DATA=labelled reviews CHECKPOINT=folder ARGS=--watch
+	@$(ENV) $(PY) -m export --repository $(REPOSITORY) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(if $(DATA),--data $(DATA)) $(ARGS)
+
+candidate: setup ## a version on trial beside the one that answers: ARGS="start --mode shadow --share 0.2", promote, end, status
+	@$(ENV) $(PY) -m export.candidate $(ARGS)
 
 mlflow: setup ## MLflow's pages, in the foreground
 	@$(ENV) exec $(PY) -m training.tracking serve
@@ -57,6 +65,15 @@ gateway: setup ## the gateway alone, in the foreground
 
 test: lint ## every test, the end-to-end ones against the real servers included
 	$(PY) -m pytest
+
+chaos: setup ## releases, faults and overload under load, in full length; figures in var/chaos/figures.md
+	$(PY) -m pytest tests/chaos --full --ignore tests/chaos/test_soak.py $(ARGS)
+
+soak: setup ## 20 minutes at 70 % load with a promotion every minute; figures and a picture in var/chaos
+	$(PY) -m pytest tests/chaos/test_soak.py --full --timeout 2400 $(ARGS)
+
+audit: setup ## known vulnerabilities of every package in requirements.lock, asked of osv.dev (or OSV=url)
+	@deploy/audit.sh $(OSV)
 
 lint: setup ## ruff and the import directions between the rooms
 	.venv/bin/ruff check .

@@ -1,8 +1,12 @@
-"""``python -m deploy.local up | down``: the whole stack on this machine, without Docker (``make up``, ``make down``).
+"""``python -m deploy.local up | restart | down``: the whole stack on this machine, without Docker (``make up`` …).
 
 ``up`` starts every line of the Procfile in the foreground, waits until a prediction has truly been answered, prints the
 addresses, and keeps the parts running: one that dies is started again. Ctrl-C, ``down`` and SIGTERM stop everything;
 nothing of it outlives ``up``, even when ``up`` itself is killed.
+
+``restart`` (SIGUSR1 to ``up``) replaces the gateway and loses no request: a second one starts beside the first, and
+when it can answer, the first accepts no more, finishes what it has, and ends. Both share the one listening socket that
+``up`` holds, so callers are not refused either while a gateway that died is started again.
 """
 
 import argparse
@@ -11,12 +15,14 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -24,9 +30,9 @@ import psutil
 from deploy.settings import ROOT, Settings, StartError, read_settings
 
 SENTENCE = "다시 보고 싶은 영화"
-STOP_SECONDS = 20.0  # for one part to stop when asked
-DOWN_SECONDS = 50.0  # for all of it
-RESTART_SECONDS = 1.0
+GATEWAY = "gateway"  # its line of the Procfile
+LOOK_SECONDS = 0.2  # between two looks at the parts
+RESTART_SECONDS = 1.0  # between two starts of a part that dies at once
 USER_MUST_MEND = 2  # exit status with which a part says so; its last log line says what
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -44,23 +50,34 @@ class Part:
     name: str
     command: list[str]
     log: Path
+    port: socket.socket | None = None  # to serve on, for the gateway
     process: subprocess.Popen = field(init=False)
+    began: float = field(init=False)
+    spoken: int = field(init=False)  # length of the log when it began, in bytes
+    complaint: str = field(init=False, default="")
 
-    def start(self) -> None:
+    def start(self, beside: int | None = None) -> None:
+        """``beside``: a pipe for a gateway that starts while another one serves, to say that it can take over."""
+        options = {} if self.port is None else {"--socket": self.port.fileno()}
+        options |= {} if beside is None else {"--beside": beside}
         with self.log.open("ab") as log:
+            self.began, self.spoken = time.monotonic(), log.tell()
             self.process = subprocess.Popen(
-                self.command,
+                [*self.command, *(str(word) for option in options.items() for word in option)],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches `up` alone, which then stops the parts in order
                 preexec_fn=_stop_with_parent,
+                pass_fds=list(options.values()),
             )
 
     def last_error(self) -> str:
-        """The last ``error: …`` sentence of its log, or where to look."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        """The last ``error: …`` sentence of its log since it began, or where to look."""
+        with self.log.open("rb") as log:
+            log.seek(self.spoken)
+            lines = log.read().decode("utf-8", "replace").splitlines()
         errors = [line.split("error: ", 1)[1] for line in lines if "error: " in line]
         return errors[-1] if errors else f"{self.name} stopped; its last words are in {self.log}"
 
@@ -77,6 +94,94 @@ def read_procfile(log_folder: Path) -> list[Part]:
     return parts
 
 
+class Stack:
+    """The running parts, the gateway's port, and a rolling restart where one is under way."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.parts = read_procfile(settings.var / "log")
+        self.passing: list[Part] = []  # a gateway that is to take over, or to go
+        self.port = _open_port(settings)
+        self.restarts = 0
+        self.restart_wanted = False
+
+    def start(self) -> None:
+        for part in self.parts:
+            part.port = self.port if part.name == GATEWAY else None
+            part.log.unlink(missing_ok=True)
+            part.start()
+            print(f"starting {part.name:<8} log: {_shown(part.log)}", flush=True)
+
+    def want_restart(self, number: int, frame: object) -> None:
+        self.restart_wanted = True
+
+    def keep_running(self) -> None:
+        """Start again what dies, and restart the gateway when that is wanted, for ever."""
+        rolling: Iterator[None] = iter(())
+        while True:
+            time.sleep(LOOK_SECONDS)
+            _reap_orphans([*self.parts, *self.passing])
+            for part in self.parts:
+                if part.process.poll() is not None and time.monotonic() > part.began + RESTART_SECONDS:
+                    _start_again(part)
+            if next(rolling, self) is self and self.restart_wanted:
+                self.restart_wanted = False
+                rolling = self.roll()
+
+    def roll(self) -> Iterator[None]:
+        """One rolling restart of the gateway; yields whenever there is nothing to do but wait."""
+        place = next(index for index, part in enumerate(self.parts) if part.name == GATEWAY)
+        new = replace(self.parts[place])
+        self.passing.append(new)
+        ready, beside = os.pipe()
+        os.set_blocking(ready, False)
+        new.start(beside)
+        os.close(beside)
+        refusal = None
+        until = new.began + self.settings.up_timeout_seconds
+        while (word := _read(ready)) is None and time.monotonic() < until:
+            yield
+        os.close(ready)
+        if word:
+            leaving, self.parts[place] = self.parts[place], new
+            self.passing[:] = [leaving]
+        else:
+            limit = f"the new gateway was not ready within {self.settings.up_timeout_seconds:g} s; look at {new.log}"
+            leaving, refusal = new, limit if word is None else ""
+        yield from self._end(leaving)
+        if refusal is not None:
+            refusal = f"{refusal or new.last_error()}; the gateway that was running goes on"
+        self.passing.clear()
+        self.restarts += 1
+        print(f"gateway not restarted: {refusal}" if refusal else "gateway restarted", flush=True)
+        _write_state(self.settings, restarts=self.restarts, refusal=refusal)
+
+    def _end(self, part: Part) -> Iterator[None]:
+        if part.process.poll() is None:
+            part.process.terminate()
+        until = time.monotonic() + self.settings.stop_seconds
+        while part.process.poll() is None:
+            if time.monotonic() > until:
+                part.process.kill()
+            yield
+
+    def stop(self) -> None:
+        """Ask the parts in reverse order, the gateway before Triton; then make sure of every descendant."""
+        self.port.close()
+        for part in [*self.passing, *reversed(self.parts)]:
+            if hasattr(part, "process") and part.process.poll() is None:
+                part.process.terminate()
+                try:
+                    part.process.wait(self.settings.stop_seconds)
+                except subprocess.TimeoutExpired:
+                    print(f"{part.name} did not stop within {self.settings.stop_seconds:g} s; killing it", flush=True)
+                    part.process.kill()
+        left = psutil.Process().children(recursive=True)
+        for process in left:
+            process.kill()
+        psutil.wait_procs(left, timeout=5)
+
+
 def up(settings: Settings) -> None:
     """Run the stack until Ctrl-C, SIGTERM or ``down``.
 
@@ -88,51 +193,63 @@ def up(settings: Settings) -> None:
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1)  # whatever a dying part leaves behind becomes our child, to be stopped too
     for folder in (settings.var / "log", settings.var / "run"):
         folder.mkdir(parents=True, exist_ok=True)
-    _write_state(settings)
+    stack = Stack(settings)
+    signal.signal(signal.SIGUSR1, stack.want_restart)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _raise_stop)
-    parts = read_procfile(settings.var / "log")
     began = time.monotonic()
     try:
-        for part in parts:
-            part.log.unlink(missing_ok=True)
-            part.start()
-            print(f"starting {part.name:<8} log: {_shown(part.log)}", flush=True)
-        answer = _first_prediction(settings, parts)
+        _write_state(settings, restarts=0, refusal=None)
+        stack.start()
+        answer = _first_prediction(settings, stack.parts)
         _welcome(settings, answer, time.monotonic() - began)
-        while True:
-            time.sleep(RESTART_SECONDS)
-            _reap_orphans(parts)
-            for part in parts:
-                if (status := part.process.poll()) is not None:
-                    if status == USER_MUST_MEND:
-                        raise StartError(part.last_error())
-                    print(f"{part.name} ended with status {status}; starting it again", flush=True)
-                    part.start()
+        stack.keep_running()
     except Stop:
         print("\nstopping", flush=True)
     finally:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        _stop(parts)
+        stack.stop()
         _state_file(settings).unlink(missing_ok=True)
+
+
+def restart(settings: Settings) -> None:
+    """Have ``up`` replace the gateway, and wait until it has.
+
+    Raises:
+        StartError: nothing runs, or the new gateway did not come up, and the old one goes on.
+    """
+    process = _running(settings)
+    if process is None:
+        raise StartError("nothing is running; start it with make up")
+    before = _read_state(settings).get("restarts")
+    began = time.monotonic()
+    process.send_signal(signal.SIGUSR1)
+    while (state := _read_state(settings)).get("restarts") == before:
+        time.sleep(0.1)
+    if not _running(settings):
+        raise StartError(f"process {process.pid} ended meanwhile; look at var/log")
+    if state["refusal"]:
+        raise StartError(state["refusal"])
+    print(f"the gateway was restarted in {time.monotonic() - began:.1f} s")
 
 
 def down(settings: Settings) -> None:
     """Stop the stack that ``up`` runs and wait until it is gone.
 
     Raises:
-        StartError: it is still there after DOWN_SECONDS.
+        StartError: it is still there although both parts have had their time.
     """
     process = _running(settings)
     if process is None:
         print("nothing is running")
         return
     process.terminate()
-    deadline = time.monotonic() + DOWN_SECONDS
+    seconds = 10 + 2 * settings.stop_seconds
+    deadline = time.monotonic() + seconds
     while _running(settings):
         if time.monotonic() > deadline:
-            raise StartError(f"process {process.pid} did not stop within {DOWN_SECONDS:.0f} s; look at var/log")
+            raise StartError(f"process {process.pid} did not stop within {seconds:g} s; look at var/log")
         time.sleep(0.1)
     print("stopped")
 
@@ -186,37 +303,67 @@ def _reap_orphans(parts: list[Part]) -> None:
             child.wait()
 
 
-def _stop(parts: list[Part]) -> None:
-    """Ask the parts in reverse order, the gateway before Triton; then make sure of every descendant."""
-    for part in reversed(parts):
-        if hasattr(part, "process") and part.process.poll() is None:
-            part.process.terminate()
-            try:
-                part.process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                print(f"{part.name} did not stop within {STOP_SECONDS:.0f} s; killing it", flush=True)
-                part.process.kill()
-    left = psutil.Process().children(recursive=True)
-    for process in left:
-        process.kill()
-    psutil.wait_procs(left, timeout=5)
+def _start_again(part: Part) -> None:
+    """The complaint of a part that has answered before is printed once: what it misses may come back."""
+    complaint = part.last_error() if part.process.returncode == USER_MUST_MEND else ""
+    if not complaint:
+        print(f"{part.name} ended with status {part.process.returncode}; starting it again", flush=True)
+    elif complaint != part.complaint:
+        print(f"{part.name} cannot go on: {complaint}; trying again until it can", flush=True)
+    part.complaint = complaint
+    part.start()
+
+
+def _open_port(settings: Settings) -> socket.socket:
+    """The gateway's port, bound; the gateway listens on it once it has found its settings in order."""
+    port = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of the past may be in TIME_WAIT
+    try:
+        port.bind((settings.host, settings.gateway_port))
+    except OSError as exc:
+        port.close()
+        raise StartError(
+            f"the gateway cannot listen on {settings.host}:{settings.gateway_port} ({exc.strerror}); stop what listens "
+            "there, or set NUNCHI_GATEWAY_PORT (and NUNCHI_HOST) to something free"
+        ) from None
+    return port
+
+
+def _read(pipe: int) -> bytes | None:
+    """What a non-blocking pipe holds: None for nothing yet, b"" when nobody can write into it any more."""
+    try:
+        return os.read(pipe, 1)
+    except BlockingIOError:
+        return None
 
 
 def _state_file(settings: Settings) -> Path:
     return settings.var / "run" / "up.json"
 
 
-def _write_state(settings: Settings) -> None:
+def _write_state(settings: Settings, *, restarts: int, refusal: str | None) -> None:
+    """Who runs; how many rolling restarts have ended; why the last of them changed nothing."""
     me = psutil.Process()
-    _state_file(settings).write_text(json.dumps({"pid": me.pid, "started": me.create_time()}))
+    state = {"pid": me.pid, "started": me.create_time(), "restarts": restarts, "refusal": refusal}
+    file = _state_file(settings)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+    partial.replace(file)
+
+
+def _read_state(settings: Settings) -> dict:
+    try:
+        return json.loads(_state_file(settings).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 def _running(settings: Settings) -> psutil.Process | None:
     """The ``up`` of this folder; a recycled process id is told apart by its start time."""
     try:
-        state = json.loads(_state_file(settings).read_text())
+        state = _read_state(settings)
         process = psutil.Process(state["pid"])
-    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+    except (KeyError, psutil.NoSuchProcess):
         return None
     ended = process.create_time() != state["started"] or process.status() == psutil.STATUS_ZOMBIE
     return None if ended else process
@@ -236,10 +383,10 @@ def _shown(path: Path) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m deploy.local", description="The whole stack on this machine.")
-    parser.add_argument("verb", choices=["up", "down"])
+    parser.add_argument("verb", choices=["up", "restart", "down"])
     arguments = parser.parse_args(argv)
     try:
-        {"up": up, "down": down}[arguments.verb](read_settings())
+        {"up": up, "restart": restart, "down": down}[arguments.verb](read_settings())
     except StartError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 2

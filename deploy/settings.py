@@ -27,6 +27,8 @@ class Settings(BaseSettings):
     triton_grpc_port: Port = 8001
     up_timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 120
     """How long ``make up`` waits for the first answered prediction."""
+    deadline_seconds: Annotated[float, Field(gt=0, le=600)] = 15.0
+    """The gateway's: a request in flight may take this long when the gateway is stopped."""
     api_key: str | None = None
     """The gateway's key, with which ``make up`` asks its first question where one is set."""
 
@@ -41,6 +43,11 @@ class Settings(BaseSettings):
     @classmethod
     def from_root(cls, path: Path) -> Path:
         return (ROOT / path.expanduser()).resolve()
+
+    @property
+    def stop_seconds(self) -> float:
+        """For one part to stop when asked: the gateway's guardian takes 12 s beyond the deadline at most."""
+        return self.deadline_seconds + 15
 
     @property
     def client_host(self) -> str:

@@ -6,23 +6,25 @@ by pydantic straight from its bytes and answered with orjson, so FastAPI's own p
 """
 
 import asyncio
-import hmac
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import orjson
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Message
 
 from gateway import openapi
 from gateway.admission import Admission
 from gateway.bundle import Bundle
+from gateway.candidate import Candidate
 from gateway.champion import Champion
+from gateway.edge import SANE_REQUEST_ID, Doorman
 from gateway.envelope import Envelope, exchange_of, while_connected
 from gateway.errors import (
     ClientGone,
@@ -36,11 +38,16 @@ from gateway.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
+from gateway.keys import Keys
 from gateway.metrics import Metrics
 from gateway.predict import Answer, Predictor
 from gateway.schemas import BatchRequest, PredictRequest
 from gateway.settings import Settings
+from gateway.shelf import Shelf
 from gateway.triton import Triton
+
+if TYPE_CHECKING:
+    from gateway.tracing import Tracer
 
 FAULTS_SHOWN = 10
 
@@ -50,12 +57,16 @@ Asked = TypeVar("Asked", bound=BaseModel)
 def create_app(settings: Settings, bundle: Bundle) -> FastAPI:
     """The application; `bundle` is the one serving.json names now, already read and checked."""
     metrics = Metrics()
+    tracer = _tracer(settings)
     triton = Triton(settings.triton_address)
     admission = Admission(settings.max_in_flight)
-    metrics.watch_in_flight(lambda: admission.texts, admission.limit)
-    champion = Champion(settings.repository, triton, bundle, metrics.serves)
-    predictor = Predictor(champion, triton, admission, metrics, deadline_seconds=settings.deadline_seconds)
-    api = Api(settings, champion, predictor, metrics)
+    metrics.watch_in_flight(lambda: admission.texts, lambda: admission.limit)
+    shelf = Shelf(settings.repository, triton, bundle)
+    candidate = Candidate(shelf, metrics)
+    champion = Champion(shelf, candidate, bundle, metrics.serves)
+    predictor = Predictor(champion, candidate, triton, admission, metrics, deadline_seconds=settings.deadline_seconds)
+    keys = Keys(settings.api_key, settings.keys_path)
+    api = Api(settings, keys, champion, candidate, predictor, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -68,6 +79,8 @@ def create_app(settings: Settings, bundle: Bundle) -> FastAPI:
                 with suppress(asyncio.CancelledError):
                     await watching
                 predictor.close()
+                if tracer:
+                    tracer.close()
 
     app = FastAPI(
         title="Nunchi gateway",
@@ -89,26 +102,50 @@ def create_app(settings: Settings, bundle: Bundle) -> FastAPI:
         )
     app.openapi = lambda: openapi.document(app, settings)
     app.add_exception_handler(HTTPException, _http_exception)
+
+    def live_version() -> str:
+        return champion.named.version
+
     app.add_middleware(
         Envelope,
         metrics=metrics,
-        live_version=lambda: champion.named.version,
+        live_version=live_version,
         deadline_seconds=settings.deadline_seconds,
         routes=frozenset(route.path for route in openapi.ROUTES),
+        tracer=tracer,
     )
+    if settings.origins:
+        app.add_middleware(CORSMiddleware, **openapi.cross_origin(settings.origins))
+    app.state.doorman = Doorman(admission, live_version, metrics.answered)  # for whoever puts an Edge around it
     return app
+
+
+def _tracer(settings: Settings) -> "Tracer | None":
+    if settings.otlp_endpoint is None:
+        return None
+    from gateway.tracing import Tracer  # here, because OpenTelemetry takes memory and time to start
+
+    return Tracer(settings.otlp_endpoint)
 
 
 class Api:
     """The handlers, one per row of openapi.ROUTES."""
 
-    def __init__(self, settings: Settings, champion: Champion, predictor: Predictor, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        keys: Keys,
+        champion: Champion,
+        candidate: Candidate,
+        predictor: Predictor,
+        metrics: Metrics,
+    ) -> None:
         self.settings = settings
+        self.keys = keys
         self.champion = champion
+        self.candidate = candidate
         self.predictor = predictor
         self.metrics = metrics
-        key = settings.api_key
-        self._authorization = f"Bearer {key.get_secret_value()}".encode() if key else None
 
     async def predict(self, request: Request) -> Response:
         self._authorize(request)
@@ -151,7 +188,8 @@ class Api:
                 "precision": manifest.precision,
                 "max_length": manifest.max_length,
                 "metrics": manifest.metrics,
-                "since": bundle.since,
+                "since": self.champion.since,
+                "candidate": self.candidate.shown,
             }
         )
 
@@ -166,11 +204,12 @@ class Api:
         return Response(self.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
     def _authorize(self, request: Request) -> None:
-        if self._authorization is None:
+        if not self.keys.asked_for:
             return
-        offered = request.headers.get("authorization", "").encode("latin-1")
-        if not hmac.compare_digest(offered, self._authorization):
+        owner = self.keys.owner(request.headers.get("authorization", ""))
+        if owner is None:
             raise Unauthorized("This gateway asks for a key; send it as `Authorization: Bearer <key>`")
+        exchange_of(request.scope).key_name = owner
 
     async def _read(self, request: Request, kind: type[Asked]) -> Asked:
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -214,10 +253,11 @@ class Api:
 
     async def _answer(self, request: Request, texts: list[str]) -> tuple[Bundle, list[Answer]]:
         exchange = exchange_of(request.scope)
+        exchange.texts, exchange.characters = len(texts), sum(map(len, texts))
         async with while_connected(request.receive):
-            bundle, answers = await self.predictor.answer(texts, exchange.stages, until=exchange.until)
+            bundle, answers = await self.predictor.answer(texts, exchange, key=_request_key(request))
         exchange.version = bundle.version
-        self.metrics.spent(exchange.stages, time.perf_counter() - exchange.started)
+        self.metrics.spent(exchange.stages, time.perf_counter() - exchange.started, bundle.version)
         return bundle, answers
 
 
@@ -237,6 +277,16 @@ def prediction(bundle: Bundle, answer: Answer, return_probs: bool) -> dict:
             for each, probability in zip(bundle.labels, answer.probabilities, strict=True)
         }
     return body
+
+
+def _request_key(request: Request) -> str | None:
+    key = request.headers.get("x-request-key")
+    if key is not None and not SANE_REQUEST_ID.fullmatch(key):
+        raise InvalidRequest(
+            f"x-request-key has {len(key)} characters; send 1 to 128 letters, digits or . _ : / + = @ ~ -, or leave it "
+            "out"
+        )
+    return key
 
 
 def _json(body: dict) -> Response:

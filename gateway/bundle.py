@@ -1,18 +1,18 @@
 """The bundle on disk: which version serves, its tokenizer, labels and manifest, checked against each other.
 
-`read_bundle` reads `serving.json`, the version folder it names and the model's `config.pbtxt`.  It raises
-`BundleBroken` with one sentence unless every piece is there and agrees.  What Triton has loaded is not looked at here
-(champion.py does that).
+`read_serving` reads `serving.json`; `read_bundle` reads a version folder, the one `serving.json` names or another, and
+the model's `config.pbtxt`.  Both raise `BundleBroken` with one sentence unless every piece is there and agrees.  What
+Triton has loaded is not looked at here (shelf.py does that).
 """
 
 import hashlib
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from google.protobuf import text_format
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from tokenizers import Encoding, Tokenizer
 from tritonclient.grpc import model_config_pb2
 
@@ -33,13 +33,27 @@ class _Contract(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
 
+class Terms(_Contract):
+    """A version on trial beside the one that answers, with a share of the requests (candidate.py)."""
+
+    version: Version
+    mode: Literal["shadow", "canary"]
+    share: Annotated[float, Field(gt=0, le=1)]
+    since: Annotated[AwareDatetime, Field(strict=False)]
+
+
 class Serving(_Contract):
-    """`serving.json`: which version answers."""
+    """`serving.json`: which version answers, and which one is on trial beside it.
+
+    `rolled_back` is the version that a rollback left; it is there until the next release.
+    """
 
     model: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
     version: Version
     previous: Version | None = None
     since: Annotated[AwareDatetime, Field(strict=False)]
+    rolled_back: Version | None = None
+    candidate: Terms | None = None
 
 
 class Label(_Contract):
@@ -60,6 +74,29 @@ class GoldenRow(_Contract):
     probabilities: list[Probability]
 
 
+class Bins(_Contract):
+    """Shares of texts; `edges` are the upper ends of all bins but the last, which has none."""
+
+    edges: Annotated[list[float], Field(min_length=1)]
+    shares: list[Probability]
+
+    @model_validator(mode="after")
+    def one_share_for_each_bin(self) -> Self:
+        if self.edges != sorted(set(self.edges)) or len(self.shares) != len(self.edges) + 1:
+            raise ValueError(f"{len(self.edges)} ascending edges make {len(self.edges) + 1} bins; export it again")
+        return self
+
+
+class Reference(_Contract):
+    """What the texts looked like that the version was measured on (drift.py); `label` in label order."""
+
+    rows: Annotated[int, Field(ge=1)]
+    label: list[Probability]
+    confidence: Bins
+    length: Bins
+    unknown: Bins
+
+
 class Manifest(_Contract):
     """What the gateway reads of `manifest.json`."""
 
@@ -76,6 +113,7 @@ class Manifest(_Contract):
     output: str
     files: dict[str, FileDigest]
     metrics: dict[str, Any] | None = None
+    reference: Reference | None = None
     golden_probability_tolerance: Annotated[float, Field(gt=0, lt=0.5)]
     golden: Annotated[list[GoldenRow], Field(min_length=1)]
 
@@ -93,11 +131,11 @@ class Bundle:
 
     model: str
     version: str
-    since: str
     manifest: Manifest
     labels: tuple[Label, ...]
     tokenizer: Tokenizer
     special_tokens: int
+    unknown_id: int | None
     max_batch_size: int
     pad_tails: tuple[bytes, ...]
     mask_rows: tuple[bytes, ...]
@@ -130,17 +168,25 @@ def serving_path(repository: Path) -> Path:
     return repository / "serving.json"
 
 
-def read_bundle(repository: Path) -> Bundle:
-    """The bundle that `serving.json` names, checked.  Hashes model.onnx, so it takes up to a second on a large one."""
-    serving = _read_json(serving_path(repository), Serving)
-    folder = repository / serving.model / str(serving.version)
+def read_serving(repository: Path) -> Serving:
+    return _read_json(serving_path(repository), Serving)
+
+
+def read_bundle(repository: Path, version: int | None = None) -> Bundle:
+    """The bundle of `version`, or of the version that `serving.json` names, checked.
+
+    Hashes model.onnx, so it takes up to a second on a large one.
+    """
+    serving = read_serving(repository)
+    version = version or serving.version
+    folder = repository / serving.model / str(version)
     if not folder.is_dir():
         raise BundleBroken(
-            f"{serving_path(repository)} names version {serving.version}, but {folder} is not there; "
+            f"{serving_path(repository)} names version {version}, but {folder} is not there; "
             "name a version that was published, or publish this one"
         )
     manifest = _read_json(folder / "manifest.json", Manifest)
-    _check_identity(manifest, serving, folder)
+    _check_identity(manifest, (serving.model, version), folder)
     _check_digests(manifest, folder)
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     _check_tokenizer(manifest, tokenizer, folder)
@@ -152,12 +198,12 @@ def read_bundle(repository: Path) -> Bundle:
     lengths = range(manifest.max_length + 1)
     return Bundle(
         model=serving.model,
-        version=str(serving.version),
-        since=serving.since.isoformat(),
+        version=str(version),
         manifest=manifest,
         labels=tuple(manifest.labels),
         tokenizer=tokenizer,
         special_tokens=tokenizer.num_special_tokens_to_add(is_pair=False),
+        unknown_id=_unknown_id(tokenizer),
         max_batch_size=config.max_batch_size,
         pad_tails=tuple(padding * (manifest.max_length - length) for length in lengths),
         mask_rows=tuple(one * length + zero * (manifest.max_length - length) for length in lengths),
@@ -172,6 +218,12 @@ def load_tokenizer(file: Path) -> Tokenizer:
         raise BundleBroken(f"{file} cannot be read ({error.strerror}); publish the version again") from error
     except Exception as error:  # tokenizers raises a bare Exception for any fault in the file
         raise BundleBroken(f"{file} is not a tokenizer file ({error}); publish the version again") from error
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    """None where every text can be spelled (byte-level BPE), and for Unigram, which does not tell."""
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    return tokenizer.token_to_id(unknown) if unknown else None
 
 
 def _read_json(file: Path, kind: type[Document]) -> Document:
@@ -190,20 +242,25 @@ def _read_json(file: Path, kind: type[Document]) -> Document:
         ) from error
 
 
-def _check_identity(manifest: Manifest, serving: Serving, folder: Path) -> None:
+def _check_identity(manifest: Manifest, asked: tuple[str, int], folder: Path) -> None:
     if manifest.schema_ != SCHEMA:
         raise BundleBroken(
             f"{folder}/manifest.json has schema {manifest.schema_}, this gateway reads schema {SCHEMA}; "
             "export the model again with the code of this gateway"
         )
-    if (manifest.model, manifest.version) != (serving.model, serving.version):
+    if (manifest.model, manifest.version) != asked:
         raise BundleBroken(
             f"{folder}/manifest.json describes {manifest.model} version {manifest.version}, serving.json asks for "
-            f"{serving.model} version {serving.version}; publish the version again"
+            f"{asked[0]} version {asked[1]}; publish the version again"
         )
     if manifest.inputs != INPUTS:
         raise BundleBroken(
             f"{folder}/manifest.json has the inputs {manifest.inputs}, the contract {INPUTS}; export the model again"
+        )
+    if manifest.reference and len(manifest.reference.label) != len(manifest.labels):
+        raise BundleBroken(
+            f"{folder}/manifest.json has {len(manifest.labels)} labels, its reference {len(manifest.reference.label)}; "
+            "export the model again"
         )
     names = [label.name for label in manifest.labels]
     if len(set(names)) != len(names):

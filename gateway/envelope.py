@@ -1,34 +1,39 @@
-"""Around every request: its id and clock, the headers of every answer, errors as problem+json, counting.
+"""Around every request: its id and clock, the headers of every answer, errors as problem+json, counting, its line in
+the log and its trace.
 
 Pure ASGI, inside FastAPI.  `Envelope` is the only place where an exception becomes an answer: a RequestError by the
 table in errors.py, anything else as 500 `internal`, with the traceback in the log under the request's id.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import orjson
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.edge import request_id
+from gateway.edge import PROBLEM_JSON, problem_body, request_id
 from gateway.errors import ClientGone, Internal, RequestError, problem_of
+from gateway.log import RequestLog
 from gateway.metrics import DISCONNECTED, Metrics
 from gateway.stages import Stages
 
-PROBLEM_JSON = "application/problem+json"
+if TYPE_CHECKING:  # OpenTelemetry is imported where it is switched on
+    from gateway.tracing import Trace, Tracer
 
-log = logging.getLogger(__name__)
+TRACED = "/v1/"  # routes that begin so; nobody wants a trace of each scrape
 
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and its answer.  `started` is time.perf_counter(), `until` the deadline in time.monotonic()."""
+    """One request and its answer.  `started` is time.perf_counter(), `until` the deadline in time.monotonic().
+
+    `texts` and `characters` count what was asked, once that is known; `key_name` says which API key asked.
+    """
 
     request_id: str
     until: float
@@ -37,6 +42,15 @@ class Exchange:
     started: float = field(default_factory=time.perf_counter)
     stages: Stages = field(default_factory=Stages)
     version: str | None = None
+    texts: int = 0
+    characters: int = 0
+    key_name: str | None = None
+    trace: "Trace | None" = None
+
+    @property
+    def trace_headers(self) -> tuple[tuple[str, str], ...]:
+        """gRPC metadata that makes what Triton traces part of this request's trace."""
+        return self.trace.headers if self.trace else ()
 
 
 def exchange_of(scope: Scope) -> Exchange:
@@ -44,7 +58,7 @@ def exchange_of(scope: Scope) -> Exchange:
 
 
 class Envelope:
-    """`live_version()` names the version in headers of answers that no bundle was chosen for (errors, /healthz)."""
+    """`live_version()` names the version of answers that no bundle was chosen for (errors, /healthz)."""
 
     def __init__(
         self,
@@ -54,24 +68,31 @@ class Envelope:
         live_version: Callable[[], str],
         deadline_seconds: float,
         routes: frozenset[str],
+        tracer: "Tracer | None" = None,
     ) -> None:
         self.app = app
         self.metrics = metrics
         self.live_version = live_version
         self.deadline_seconds = deadline_seconds
         self.routes = routes
+        self.tracer = tracer
+        self.request_log = RequestLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
         exchange = Exchange(
-            request_id(Headers(scope=scope)),
+            request_id(headers),
             time.monotonic() + self.deadline_seconds,
             scope["path"] if scope["path"] in self.routes else "other",
         )
+        if self.tracer and exchange.route.startswith(TRACED):
+            exchange.trace = self.tracer.begin(headers)
         scope["nunchi.exchange"] = exchange
         status = 0
+        failure: Exception | None = None
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -85,15 +106,24 @@ class Envelope:
         except ClientGone:
             status, exchange.code = DISCONNECTED, "client_gone"
         except Exception as error:
+            failure = error
             if status:  # the answer is half sent; all that is left is to break it off
                 raise
             await self._problem(error, exchange)(scope, receive, send_with_headers)
         finally:
-            self.metrics.answered(exchange.route, status, exchange.code)
+            self._note(exchange, status, failure)
+            failure = None  # its traceback holds this frame, and overload must not leave cycles to collect
+
+    def _note(self, exchange: Exchange, status: int, failure: Exception | None) -> None:
+        """Count it, and write about it where there is something to write."""
+        version = exchange.version or self.live_version()
+        self.metrics.answered(exchange.route, status, exchange.code, version)
+        self.request_log.ended(exchange, status, version, time.perf_counter() - exchange.started, failure)
+        if exchange.trace:
+            self.tracer.end(exchange.trace, exchange, status)
 
     def _problem(self, error: Exception, exchange: Exchange) -> Response:
         if not isinstance(error, RequestError):
-            log.error("request %s failed", exchange.request_id, exc_info=error)
             error = Internal(
                 "Something went wrong in the gateway, not in the request; tell the operator the id of this request"
             )
@@ -114,20 +144,11 @@ class Envelope:
 
 def problem_response(error: RequestError, identity: str) -> Response:
     problem = problem_of(error)
-    body = {
-        "type": f"urn:nunchi:problem:{problem.code}",
-        "title": problem.title,
-        "status": problem.status,
-        "detail": error.detail,
-        "code": problem.code,
-        "instance": identity,
-    }
-    if error.row is not None:
-        body["row"] = error.row
-    if error.faults:
-        body["faults"] = error.faults
     return Response(
-        orjson.dumps(body), problem.status, media_type=PROBLEM_JSON, headers={**problem.headers, **error.headers}
+        problem_body(error, identity),
+        problem.status,
+        media_type=PROBLEM_JSON,
+        headers={**problem.headers, **error.headers},
     )
 
 

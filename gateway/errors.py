@@ -159,7 +159,7 @@ PROBLEMS: dict[type[RequestError], Problem] = {
     Overloaded: Problem(429, "overloaded", "The gateway is full", {"Retry-After": "1"}),
     Internal: Problem(500, "internal", "The gateway made a mistake"),
     ModelUnavailable: Problem(503, "model_unavailable", "The model does not answer", {"Retry-After": "1"}),
-    DeadlineExceeded: Problem(504, "deadline_exceeded", "The answer did not come in time"),
+    DeadlineExceeded: Problem(504, "deadline_exceeded", "The answer did not come in time", {"Retry-After": "1"}),
 }
 
 

@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from gateway.edge import SANE_REQUEST_ID
 from gateway.errors import (
     PROBLEMS,
     DeadlineExceeded,
@@ -38,6 +39,10 @@ Every answer carries `x-request-id` (yours, if you sent a sane one), `x-model-ve
 milliseconds: `x-tokenization-time`, `x-queue-time` (waiting inside the gateway), `x-inference-time` (the round trip to
 the model server, its queue included) and `x-total-time`.  Errors are `application/problem+json` (RFC 9457) with a
 stable `code`.
+
+In an overload what would wait too long is refused with 429 before its body is read, and `Retry-After` says in how many
+seconds to come back.  `x-request-key` (yours, optional) keeps requests that belong together, those of one user say, on
+one model version while a candidate gets a share of the traffic.
 """
 
 PREDICTING = (
@@ -51,6 +56,12 @@ PREDICTING = (
     ModelUnavailable,
     DeadlineExceeded,
 )
+REQUEST_KEY = {
+    "name": "x-request-key",
+    "in": "header",
+    "description": "requests with the same key are answered by the same version while a candidate is tried out",
+    "schema": {"type": "string", "pattern": f"^{SANE_REQUEST_ID.pattern}$"},
+}
 SCHEMA_PATH = "#/components/schemas/{model}"
 
 
@@ -92,6 +103,14 @@ HEADERS = {
     },
 }
 
+PROBLEM_HEADERS = {
+    "Retry-After": {
+        "schema": {"type": "integer", "minimum": 1},
+        "description": "seconds until it is worth asking again",
+    },
+    "WWW-Authenticate": {"schema": {"type": "string"}},
+}
+
 
 def responses(route: Route) -> dict[int, dict]:
     """Every status of a route; the codes that share a status are named in its description."""
@@ -102,7 +121,7 @@ def responses(route: Route) -> dict[int, dict]:
         codes = [problem.code for problem in PROBLEMS.values() if problem.status == status]
         headers = dict(HEADERS)
         for name in PROBLEMS[error].headers:
-            headers[name] = {"schema": {"type": "string"}}
+            headers[name] = PROBLEM_HEADERS[name]
         documented[status] = {
             "description": f"{PROBLEMS[error].title} (code: {', '.join(codes)})",
             "headers": headers,
@@ -114,7 +133,18 @@ def responses(route: Route) -> dict[int, dict]:
 def request_body(route: Route) -> dict | None:
     if route.body is None:
         return None
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _reference(route.body)}}}}
+    content = {"application/json": {"schema": _reference(route.body)}}
+    return {"requestBody": {"required": True, "content": content}, "parameters": [REQUEST_KEY]}
+
+
+def cross_origin(origins: list[str]) -> dict[str, object]:
+    """What pages of these origins may send and read, as starlette's CORSMiddleware takes it."""
+    return {
+        "allow_origins": origins,
+        "allow_methods": ["GET", "POST"],
+        "allow_headers": ["authorization", "content-type", "x-request-id", "x-request-key", "traceparent"],
+        "expose_headers": [*HEADERS, *PROBLEM_HEADERS],
+    }
 
 
 def document(app: FastAPI, settings: Settings) -> dict:
@@ -129,7 +159,7 @@ def document(app: FastAPI, settings: Settings) -> dict:
         components["PredictRequest"]["properties"]["text"].update(characters)
         components["BatchRequest"]["properties"]["texts"]["items"].update(characters)
         components["BatchRequest"]["properties"]["texts"]["maxItems"] = settings.max_texts
-        if settings.api_key:
+        if settings.asks_for_a_key:
             schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             for path, operations in schema["paths"].items():
                 if path.startswith("/v1/"):

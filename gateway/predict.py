@@ -1,8 +1,9 @@
 """From texts to answers: tokenize, wait at the gate, ask Triton, softmax.
 
-One bundle is taken at the start and used to the end, so all rows of one answer come from one version.  A request goes
-to Triton in chunks of at most `max_batch_size` rows, the rows sorted by length (a chunk costs what its longest row
-costs), and is answered in the order asked.
+One bundle is taken at the start and used to the end, so all rows of one answer come from one version: the Champion's,
+or for the requests a canary takes, the candidate's (candidate.py); what that one cannot answer, the Champion answers.
+A request goes to Triton in chunks of at most `max_batch_size` rows, the rows sorted by length (a chunk costs what its
+longest row costs), and is answered in the order asked.
 """
 
 import asyncio
@@ -14,14 +15,18 @@ import numpy as np
 
 from gateway.admission import Admission, Gate
 from gateway.bundle import Bundle, Tokens
-from gateway.champion import Champion, probabilities
-from gateway.errors import DeadlineExceeded, EmptyText, ModelUnavailable, VersionNotReady
+from gateway.candidate import Candidate, Shadow, Trial
+from gateway.champion import Champion
+from gateway.envelope import Exchange
+from gateway.errors import DeadlineExceeded, EmptyText, ModelUnavailable, RequestError, VersionNotReady
 from gateway.metrics import Metrics
+from gateway.proof import probabilities
 from gateway.stages import Stages
 from gateway.triton import Triton
 
 CHARACTERS_IN_THE_LOOP = 2_000  # about a millisecond of tokenizing; more goes to the tokenizer thread
 CHUNKS_AT_ONCE = 2  # of one request: one being answered, one behind it, and room for others between
+CANDIDATE_SHARE_OF_TIME = 0.5  # of what is left for a request; the rest is the Champion's if the candidate stays silent
 
 
 class Answer(NamedTuple):
@@ -34,12 +39,21 @@ class Answer(NamedTuple):
 
 
 class Predictor:
-    """Answers texts with the live bundle."""
+    """Answers texts with the live bundle, or with the candidate's."""
 
     def __init__(
-        self, champion: Champion, triton: Triton, admission: Admission, metrics: Metrics, *, deadline_seconds: float
+        self,
+        champion: Champion,
+        candidate: Candidate,
+        triton: Triton,
+        admission: Admission,
+        metrics: Metrics,
+        *,
+        deadline_seconds: float,
     ) -> None:
         self._champion = champion
+        self._candidate = candidate
+        self._shadow = Shadow(lambda: champion.live, triton, admission, metrics)
         self._triton = triton
         self._admission = admission
         self._gate = Gate()
@@ -48,22 +62,22 @@ class Predictor:
         self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
     def close(self) -> None:
+        self._shadow.close()
         self._tokenizer_thread.shutdown(wait=False, cancel_futures=True)
 
-    async def answer(self, texts: list[str], stages: Stages, *, until: float) -> tuple[Bundle, list[Answer]]:
-        """The answers in the order of `texts`, and the bundle they come from; `until` is a time.monotonic() moment."""
+    async def answer(self, texts: list[str], exchange: Exchange, *, key: str | None) -> tuple[Bundle, list[Answer]]:
+        """The answers in the order of `texts`, and the bundle they come from.
+
+        `key` decides whether the candidate gets the request, if there is one; None stands for the first text.
+        """
+        trial = self._candidate.trial
+        taken = trial is not None and trial.takes(key or texts[0])
         with self._admission.let_in(len(texts)):
-            bundle = self._champion.live
             try:
-                async with asyncio.timeout(until - time.monotonic()):
-                    try:
-                        return bundle, await self._answer_with(bundle, texts, stages, until)
-                    except VersionNotReady:
-                        await self._champion.refresh(now=True)
-                        if self._champion.live.version == bundle.version:
-                            raise
-                        bundle = self._champion.live
-                        return bundle, await self._answer_with(bundle, texts, stages, until)
+                async with asyncio.timeout(exchange.until - time.monotonic()):
+                    if taken and trial.mode == "canary":
+                        return await self._answer_on_trial(trial, texts, exchange)
+                    bundle, answers = await self._answer_live(texts, exchange)
             except TimeoutError as error:
                 raise DeadlineExceeded(
                     f"The answer was not there after {self._deadline_seconds:g} s; try again, or send fewer texts"
@@ -71,25 +85,59 @@ class Predictor:
             except ModelUnavailable:
                 self._champion.doubt()
                 raise
+        if taken:
+            labels = [bundle.labels[each.label].name for each in answers]
+            self._shadow.send(trial, texts, labels, exchange.stages.inference, exchange.request_id)
+        elif trial and trial.mode == "canary":
+            trial.champion_answered(sum(map(len, texts)), exchange.stages.inference)
+        return bundle, answers
 
-    async def _answer_with(self, bundle: Bundle, texts: list[str], stages: Stages, until: float) -> list[Answer]:
+    async def _answer_live(self, texts: list[str], exchange: Exchange) -> tuple[Bundle, list[Answer]]:
+        bundle = self._champion.live
+        try:
+            return bundle, await self._answer_with(bundle, texts, exchange, exchange.until)
+        except VersionNotReady:
+            await self._champion.refresh()
+            if self._champion.live.version == bundle.version:
+                raise
+            bundle = self._champion.live
+            return bundle, await self._answer_with(bundle, texts, exchange, exchange.until)
+
+    async def _answer_on_trial(self, trial: Trial, texts: list[str], exchange: Exchange) -> tuple[Bundle, list[Answer]]:
+        """By the candidate; by the Champion where it fails.  Where both fail, it was not the candidate's fault."""
+        now = time.monotonic()
+        until = now + CANDIDATE_SHARE_OF_TIME * (exchange.until - now)
+        try:
+            async with asyncio.timeout(until - now):
+                answers = await self._answer_with(trial.bundle, texts, exchange, until)
+        except (RequestError, TimeoutError):
+            answered = await self._answer_live(texts, exchange)
+            self._metrics.candidate_failed(trial.bundle.version)
+            trial.failed()
+            return answered
+        trial.answered(sum(map(len, texts)), exchange.stages.inference)
+        return trial.bundle, answers
+
+    async def _answer_with(self, bundle: Bundle, texts: list[str], exchange: Exchange, until: float) -> list[Answer]:
+        stages = exchange.stages
         tokens = await self._tokenize(bundle, texts, stages)
-        ready = time.perf_counter()
+        stages.tokenized = ready = time.perf_counter()
         stages.first_sent = 0.0
         try:
             if len(tokens) == 1:
-                scores = await self._ask(bundle, tokens, [0], stages, until)
+                scores = await self._ask(bundle, tokens, [0], exchange, until)
             else:
-                scores = await self._ask_in_chunks(bundle, tokens, stages, until)
+                scores = await self._ask_in_chunks(bundle, tokens, exchange, until)
         finally:
             finished = time.perf_counter()
             stages.queue += (stages.first_sent or finished) - ready
             stages.inference += finished - (stages.first_sent or finished)
         winners = scores.argmax(axis=-1).tolist()
-        self._metrics.read(tokens)
+        rows = scores.tolist()
+        self._metrics.read(bundle, tokens, winners, [row[winner] for row, winner in zip(rows, winners, strict=True)])
         return [
             Answer(winner, row, each.truncated, len(each.ids))
-            for winner, row, each in zip(winners, scores.tolist(), tokens, strict=True)
+            for winner, row, each in zip(winners, rows, tokens, strict=True)
         ]
 
     async def _tokenize(self, bundle: Bundle, texts: list[str], stages: Stages) -> list[Tokens]:
@@ -109,7 +157,9 @@ class Predictor:
                 raise EmptyText("is empty after cleaning; send at least one letter or digit", row=row)
         return tokens
 
-    async def _ask_in_chunks(self, bundle: Bundle, tokens: list[Tokens], stages: Stages, until: float) -> np.ndarray:
+    async def _ask_in_chunks(
+        self, bundle: Bundle, tokens: list[Tokens], exchange: Exchange, until: float
+    ) -> np.ndarray:
         by_length = sorted(range(len(tokens)), key=lambda row: len(tokens[row].ids))
         size = bundle.max_batch_size
         chunks = iter([by_length[start : start + size] for start in range(0, len(by_length), size)])
@@ -117,7 +167,7 @@ class Predictor:
 
         async def work() -> None:
             for chunk in chunks:  # one iterator for all workers: each takes the next chunk
-                scores[chunk] = await self._ask(bundle, tokens, chunk, stages, until)
+                scores[chunk] = await self._ask(bundle, tokens, chunk, exchange, until)
 
         try:
             async with asyncio.TaskGroup() as workers:
@@ -128,11 +178,18 @@ class Predictor:
         return scores
 
     async def _ask(
-        self, bundle: Bundle, tokens: list[Tokens], chunk: list[int], stages: Stages, until: float
+        self, bundle: Bundle, tokens: list[Tokens], chunk: list[int], exchange: Exchange, until: float
     ) -> np.ndarray:
         async with self._gate.passed(len(chunk), bundle.max_batch_size):
-            stages.first_sent = stages.first_sent or time.perf_counter()
-            logits = await self._triton.logits(bundle, [tokens[row].ids for row in chunk], until=until)
+            exchange.stages.first_sent = exchange.stages.first_sent or time.perf_counter()
+            self._metrics.sent(len(chunk))
+            logits = await self._triton.logits(
+                bundle,
+                [tokens[row].ids for row in chunk],
+                until=until,
+                request_id=exchange.request_id,
+                metadata=exchange.trace_headers,
+            )
         return probabilities(logits)
 
 

@@ -58,6 +58,14 @@ class LabelAnswer(_Answer):
     korean: str
 
 
+class CandidateAnswer(_Answer):
+    version: str
+    mode: Literal["shadow", "canary"]
+    share: Annotated[float, Field(gt=0, le=1, description="of the traffic it gets")]
+    since: str
+    ended: Annotated[str | None, Field(description="why the gateway took it off trial; null while it is on trial")]
+
+
 class ModelAnswer(_Answer):
     name: str
     version: str
@@ -67,6 +75,7 @@ class ModelAnswer(_Answer):
     max_length: Annotated[int, Field(description="tokens the model reads of a text; the rest is left out")]
     metrics: Annotated[dict | None, Field(description="what the model scored on its test set, when it was exported")]
     since: Annotated[str, Field(description="when this version was put in service (ISO 8601)")]
+    candidate: Annotated[CandidateAnswer | None, Field(description="a version on trial beside it")]
 
 
 class HealthAnswer(_Answer):

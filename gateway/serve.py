@@ -7,7 +7,8 @@ running cluster is joined; it has to be started with the variables of `ray_envir
 removed from it in the end.
 
 What runs where: this process starts Ray and waits.  The replica is a Ray worker: `replica_app` builds the FastAPI
-application there.  It writes its log into a named pipe that this process copies to stderr.
+application there.  It borrows the port from the guardian (port.py) and writes its log into a named pipe that this
+process copies to stderr.
 """
 
 import asyncio
@@ -15,30 +16,35 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
 
 import psutil
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.app import create_app
 from gateway.bundle import Bundle, read_bundle
-from gateway.champion import prove
-from gateway.errors import CannotStart, PortTaken, RequestError
+from gateway.edge import post
+from gateway.errors import CannotStart, RequestError
 from gateway.guardian import die_with_parent
+from gateway.keys import Keys
+from gateway.listener import borrow_the_port
+from gateway.log import configure_log
+from gateway.proof import prove
 from gateway.settings import ROOT, Settings
 from gateway.triton import Triton
 
 APPLICATION = "nunchi"
 PREFLIGHT_SECONDS = 10.0  # for a Triton that is there; one that is not is noticed at once
 OBJECT_STORE_BYTES = 80 * 1024 * 1024  # Ray's minimum; nothing of ours goes through it
-DRAIN_SECONDS = 5.0  # for requests in flight when told to stop
-WATCH_SECONDS = 1.0
+SHUTDOWN_SECONDS = 1.0  # beyond the deadline of requests: for Serve to take the application down
+WATCH_SECONDS = 0.2
+LOOPBACK = "127.0.0.1"
+CONSOLE = "console"  # the named pipe in the folder
+RAY_ENDED = 1  # exit status: nothing the user must mend, the gateway should be started again
 
 log = logging.getLogger("gateway")
 
@@ -47,20 +53,22 @@ class Stop(BaseException):
     """SIGTERM or SIGINT came."""
 
 
-def run(settings: Settings, folder: Path) -> None:
+def run(settings: Settings, folder: Path) -> int:
     """Serve until a signal comes; Ray keeps its files in `folder`.  CannotStart for what the user must fix."""
     with suppress(Stop):
         stop_on_signals()
         die_with_parent()
-        configure_log(sys.stderr)
-        check_port(settings.host, settings.gateway_port)
+        configure_log(sys.stderr, settings.log_format)
+        Keys(settings.api_key, settings.keys_path)  # so that a file that will not do is refused here
         bundle = read_bundle(settings.repository)
         asyncio.run(check_triton(settings, bundle))
         os.environ.update(ray_environment(settings))
-        serve(settings, folder, console(folder))
+        console(folder)
+        serve(settings, folder)
+    return 0
 
 
-def serve(settings: Settings, folder: Path, console_path: Path) -> None:
+def serve(settings: Settings, folder: Path) -> None:
     # Imported here because Ray reads its environment while it is imported.
     import ray
     from ray import serve
@@ -71,6 +79,7 @@ def serve(settings: Settings, folder: Path, console_path: Path) -> None:
         if joined:
             ray.init(address=settings.ray_address, log_to_driver=False, logging_level=logging.WARNING)
         else:
+            leave_out_what_nobody_asks()
             ray.init(
                 address="local",
                 num_cpus=0,  # so that no idle workers are started; nothing here asks for a CPU
@@ -83,8 +92,8 @@ def serve(settings: Settings, folder: Path, console_path: Path) -> None:
         stop_on_signals()  # again, because Ray has put in its own
         quiet = {"log_level": "WARNING", "enable_access_log": False}
         # Port 0: Serve insists on its proxy too, so let it sit on any free loopback port.
-        serve.start(http_options={"host": settings.host, "port": 0}, logging_config=quiet)
-        build: Callable[[], ASGIApp] = lambda: replica_app(settings, console_path)  # noqa: E731 - Serve wants a function
+        serve.start(http_options={"host": LOOPBACK, "port": 0}, logging_config=quiet)
+        build: Callable[[], ASGIApp] = lambda: replica_app(settings, folder)  # noqa: E731 - Serve wants a function
         deployment = serve.deployment(serve.ingress(build)()).options(
             name="gateway",
             num_replicas=1,
@@ -92,7 +101,7 @@ def serve(settings: Settings, folder: Path, console_path: Path) -> None:
             ray_actor_options={"num_cpus": 0},
             health_check_period_s=1,
             health_check_timeout_s=10,
-            graceful_shutdown_timeout_s=DRAIN_SECONDS,
+            graceful_shutdown_timeout_s=settings.deadline_seconds,
             graceful_shutdown_wait_loop_s=0.1,
             logging_config=quiet,
         )
@@ -105,7 +114,19 @@ def serve(settings: Settings, folder: Path, console_path: Path) -> None:
         log.info("listening on http://%s:%d (docs at /docs)", settings.host, settings.gateway_port)
         wait(joined)
     finally:
-        stop()
+        stop(settings.deadline_seconds)
+
+
+def leave_out_what_nobody_asks() -> None:
+    """Start Ray without the autoscaler's monitor, the dashboard's server and the log monitor.
+
+    Ray 2.60 starts all three whatever it is told, and waits for the second, which has nothing to show without a
+    dashboard: 280 MB, and a second of every start and so of every recovery.
+    """
+    from ray._private.node import Node
+
+    for start in ("start_monitor", "start_api_server", "start_log_monitor"):
+        setattr(Node, start, lambda self, **options: None)
 
 
 def _reason(messages: list[str]) -> str:
@@ -114,30 +135,20 @@ def _reason(messages: list[str]) -> str:
     return lines[-1] if lines else "no reason given"
 
 
-def replica_app(settings: Settings, console_path: Path) -> ASGIApp:
+def replica_app(settings: Settings, folder: Path) -> ASGIApp:
     """The application, built in the replica.  Hidden in a function: Serve would match each route a second time."""
     with suppress(OSError):  # a joined cluster's replica may run on another machine, where Ray keeps its stderr
         # Without blocking: when nobody reads our stderr, log lines are lost, and the replica does not stand still.
-        configure_log(os.fdopen(os.open(console_path, os.O_WRONLY | os.O_NONBLOCK), "w", buffering=1))
-    share_the_port_with_the_past()
+        console_pipe = os.fdopen(os.open(folder / CONSOLE, os.O_WRONLY | os.O_NONBLOCK), "w", buffering=1)
+        configure_log(console_pipe, settings.log_format)
+    borrow_the_port(folder, settings.host)
     app = create_app(settings, read_bundle(settings.repository))
+    post(app.state.doorman)
 
     async def gateway(scope: Scope, receive: Receive, send: Send) -> None:
         await app(scope, receive, send)
 
     return gateway
-
-
-def share_the_port_with_the_past() -> None:
-    """Let the replica listen although connections of an earlier one are still in TIME_WAIT.
-
-    Ray 2.60 binds the port of direct ingress without SO_REUSEADDR and says so in a literal
-    (ray/serve/_private/replica.py), so for a minute after a crash or a quick restart no replica could have the port.
-    """
-    from ray.serve._private import replica
-
-    start = replica.start_asgi_http_server
-    replica.start_asgi_http_server = lambda *args, **options: start(*args, **options | {"enable_so_reuseport": True})
 
 
 def ray_environment(settings: Settings) -> dict[str, str]:
@@ -166,18 +177,6 @@ def ray_environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def check_port(host: str, port: int) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise PortTaken(
-                f"the gateway cannot listen on {host}:{port} ({error.strerror}); stop what listens there, or set "
-                "NUNCHI_GATEWAY_PORT (and NUNCHI_HOST) to something free"
-            ) from error
-
-
 async def check_triton(settings: Settings, bundle: Bundle) -> None:
     """ModelMismatch when Triton is up and disagrees with the bundle.  One that is not up yet is waited for later."""
     async with Triton(settings.triton_address) as triton:
@@ -199,9 +198,9 @@ def stop_on_signals() -> None:
         signal.signal(each, stop)
 
 
-def console(folder: Path) -> Path:
-    """A named pipe; what is written into it comes out at our stderr."""
-    path = folder / "console"
+def console(folder: Path) -> None:
+    """Make a named pipe; what is written into it comes out at our stderr."""
+    path = folder / CONSOLE
     os.mkfifo(path, 0o600)
     # Opened for writing as well, so that reading does not end when a replica does.
     reader = os.fdopen(os.open(path, os.O_RDWR), encoding="utf-8", errors="replace")
@@ -212,20 +211,21 @@ def console(folder: Path) -> Path:
             sys.stderr.flush()
 
     threading.Thread(target=copy, daemon=True, name="console").start()
-    return path
 
 
 def wait(joined: bool) -> None:
-    """Until a signal raises Stop, or Ray's own processes are gone."""
-    vital = [] if joined else [each for each in psutil.Process().children() if each.name() in ("raylet", "gcs_server")]
+    """Until a signal raises Stop, or Ray's own processes are gone, without which Ray cannot even be shut down."""
+    children = [] if joined else [(each, each.name()) for each in psutil.Process().children()]
+    vital = [(process, name) for process, name in children if name in ("raylet", "gcs_server")]
     pause = threading.Event()
     while not pause.wait(WATCH_SECONDS):
-        for process in vital:
+        for process, name in vital:
             if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
-                raise CannotStart(f"Ray's {process.name()} ended, so the gateway ends; start it again")
+                log.error("Ray's %s ended, so the gateway ends; start it again", name)
+                os._exit(RAY_ENDED)  # the guardian ends what is left
 
 
-def stop() -> None:
+def stop(deadline_seconds: float) -> None:
     """Let requests in flight finish, then stop Ray, or leave the cluster.  The guardian ends what is left."""
     import ray
     from ray import serve
@@ -233,14 +233,5 @@ def stop() -> None:
     if ray.is_initialized():
         draining = threading.Thread(target=serve.delete, args=[APPLICATION], daemon=True)
         draining.start()
-        draining.join(DRAIN_SECONDS + 1)
+        draining.join(deadline_seconds + SHUTDOWN_SECONDS)
         ray.shutdown()
-
-
-def configure_log(stream: TextIO) -> None:
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s gateway %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
-    root = logging.getLogger("gateway")
-    root.handlers = [handler]
-    root.setLevel(logging.INFO)
-    root.propagate = False

@@ -3,10 +3,20 @@
 Only the gateway's own variables are looked at; the other rooms share the prefix.
 """
 
+import ipaddress
+import re
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gateway.errors import SettingRefused
@@ -17,13 +27,26 @@ PREFIX = "NUNCHI_"
 
 def _not_empty(value: object) -> object:
     if isinstance(value, str) and not value.strip():
-        raise ValueError("it is empty; name a folder, or unset it")
+        raise ValueError("it is empty; name a path, or unset it")
+    return value
+
+
+def _origins(value: str) -> str:
+    for origin in value.split(","):
+        if origin.strip() != "*" and not re.fullmatch(r"https?://[^/\s,*@]+", origin.strip()):
+            raise ValueError(
+                f"{origin.strip()[:100]!r} is not an origin such as https://example.org (scheme and host, no path); "
+                "mend the list, or say * for every origin"
+            )
+    if "*" in value and value.strip() != "*":
+        raise ValueError("* stands for every origin, so it stands alone; leave out the others, or the *")
     return value
 
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Folder = Annotated[Path, BeforeValidator(_not_empty)]
 Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+URL = Annotated[str, StringConstraints(pattern=r"^https?://[^\s,/?#]+[^\s,?#]*$")]
 
 
 class Settings(BaseSettings):
@@ -37,13 +60,26 @@ class Settings(BaseSettings):
         Path("model_repository"), description="folder with serving.json; relative to the repository root"
     )
     api_key: SecretStr | None = Field(None, description="when set, /v1/… asks for `Authorization: Bearer <key>`")
+    api_keys_file: Folder | None = Field(
+        None, description="file of keys, one `name: key` per line, read again when it changes; not readable by others"
+    )
+    host_without_key: Name | None = Field(
+        None, description="the address of NUNCHI_HOST once more, to listen there although no key is set"
+    )
+    cors_origins: Annotated[Name, AfterValidator(_origins)] | None = Field(
+        None, description="origins whose pages may ask, separated by commas, or * for all; none when unset"
+    )
     max_in_flight: int = Field(
-        1024, ge=1, le=1_000_000, description="texts (not requests) let in at one time; beyond it 429"
+        2048, ge=1, le=1_000_000, description="texts (not requests) ever let in at one time; usually 429 comes earlier"
     )
     max_texts: int = Field(1024, ge=1, le=100_000, description="texts in one batch request")
     max_text_characters: int = Field(20_000, ge=1, le=1_000_000, description="characters of one text")
     max_body_bytes: int = Field(1_000_000, ge=100, le=100_000_000, description="bytes of one request body")
     deadline_seconds: float = Field(15.0, gt=0, le=600, description="seconds from a request to its answer; then 504")
+    log_format: Literal["json", "text"] = Field("json", description="lines of the log: JSON objects, or for people")
+    otlp_endpoint: URL | None = Field(
+        None, description="base URL of an OTLP/HTTP collector, as http://127.0.0.1:4318; traces are off without one"
+    )
     ray_address: Name | None = Field(
         None, validation_alias="RAY_ADDRESS", description="a running Ray cluster to join; else a private one is started"
     )
@@ -63,6 +99,29 @@ class Settings(BaseSettings):
             raise ValueError("NUNCHI_API_KEY is empty; give it a value, or unset it to serve without a key")
         return self
 
+    @model_validator(mode="after")
+    def without_a_key_only_this_machine_is_served(self) -> Self:
+        if self.asks_for_a_key or _is_loopback(self.host) or self.host_without_key == self.host:
+            return self
+        raise ValueError(
+            f"NUNCHI_HOST is {self.host}, where other machines reach it, and there is no key; set NUNCHI_API_KEYS_FILE "
+            "or NUNCHI_API_KEY, or keep the host 127.0.0.1, or say that it is meant with "
+            f"NUNCHI_HOST_WITHOUT_KEY={self.host}"
+        )
+
+    @property
+    def asks_for_a_key(self) -> bool:
+        return self.api_key is not None or self.api_keys_file is not None
+
+    @property
+    def keys_path(self) -> Path | None:
+        """The file of keys as an absolute path."""
+        return self.api_keys_file and ROOT / self.api_keys_file
+
+    @property
+    def origins(self) -> list[str]:
+        return [each.strip() for each in self.cors_origins.split(",")] if self.cors_origins else []
+
     @property
     def repository(self) -> Path:
         """The model repository as an absolute path."""
@@ -71,6 +130,13 @@ class Settings(BaseSettings):
     @property
     def triton_address(self) -> str:
         return f"{self.triton_grpc_host}:{self.triton_grpc_port}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def read_settings() -> Settings:

@@ -16,4 +16,5 @@ class Stages:
     tokenization: float = 0.0
     queue: float = 0.0
     inference: float = 0.0
-    first_sent: float = 0.0  # time.perf_counter() of the first chunk leaving
+    tokenized: float = 0.0  # time.perf_counter() when tokenization was over
+    first_sent: float = 0.0  # and of the first chunk leaving

@@ -8,6 +8,7 @@ Cancelling the task that awaits a call cancels the call at Triton too.
 import time
 from types import TracebackType
 from typing import NamedTuple, Self
+from weakref import WeakKeyDictionary
 
 import grpc
 import numpy as np
@@ -48,7 +49,7 @@ class Triton:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._templates: dict[tuple[str, str, int], service_pb2.ModelInferRequest] = {}
+        self._templates: WeakKeyDictionary[Bundle, dict[int, service_pb2.ModelInferRequest]] = WeakKeyDictionary()
 
     async def __aenter__(self) -> Self:
         self._channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
@@ -74,33 +75,45 @@ class Triton:
             )
         )
 
-    async def logits(self, bundle: Bundle, rows: list[list[int]], *, until: float) -> np.ndarray:
+    async def logits(
+        self,
+        bundle: Bundle,
+        rows: list[list[int]],
+        *,
+        until: float,
+        request_id: str = "",
+        metadata: tuple[tuple[str, str], ...] = (),
+    ) -> np.ndarray:
         """FP32 [rows, labels], finite, by the very version of `bundle`; `until` is a time.monotonic() moment.
 
-        `rows` are token ids without padding, at most `bundle.max_batch_size` of them.
+        `rows` are token ids without padding, at most `bundle.max_batch_size` of them.  `request_id` is the id that
+        Triton's log and traces name; `metadata` travels as gRPC headers.
         """
         seconds = until - time.monotonic()
         if seconds <= 0:
             raise DeadlineExceeded("The time for this request was over before the model could be asked; try again")
         request = service_pb2.ModelInferRequest()
         request.CopyFrom(self._template(bundle, len(rows)))
+        request.id = request_id
         request.raw_input_contents.extend(bundle.padded(rows))
         try:
-            answer = await self._stub.ModelInfer(request, timeout=seconds)
+            answer = await self._stub.ModelInfer(request, timeout=seconds, metadata=metadata)
         except grpc.RpcError as error:
             raise translated(error) from error
         return checked_logits(answer, bundle, len(rows))
 
     def _template(self, bundle: Bundle, rows: int) -> service_pb2.ModelInferRequest:
-        """Everything of a request but its bytes, made once for each number of rows."""
-        key = (bundle.model, bundle.version, rows)
-        template = self._templates.get(key)
+        """Everything of a request but its id and bytes, made once for each number of rows; it goes with its bundle."""
+        templates = self._templates.get(bundle)
+        if templates is None:
+            templates = self._templates[bundle] = {}
+        template = templates.get(rows)
         if template is None:
             template = service_pb2.ModelInferRequest(model_name=bundle.model, model_version=bundle.version)
             for name in INPUTS:
                 template.inputs.add(name=name, datatype="INT64", shape=[rows, bundle.max_length])
             template.outputs.add(name=bundle.manifest.output)
-            self._templates[key] = template
+            templates[rows] = template
         return template
 
 

@@ -20,6 +20,8 @@ class Settings(BaseSettings):
     gateway_port: Port = 8080
     triton_grpc_port: Port = 8001
     model_repository: Path = Path("model_repository")
+    api_key: str | None = None
+    """The gateway's key, sent with every request where one is set."""
 
     @field_validator("model_repository")
     @classmethod

@@ -1,5 +1,6 @@
 """The environment variables of this room, read once by `python -m server`."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,7 @@ class Settings(BaseSettings):
     triton_metrics_port: Port = 8002
     # It travels on Triton's command line, where its own syntax would read commas, colons and equals signs.
     triton_admin_key: Annotated[SecretStr, Field(min_length=16)] | None = None
+    otlp_endpoint: str | None = None  # base URL of the OTLP/HTTP collector that traces go to
     triton_start_seconds: Annotated[float, Field(gt=0, le=3600)] = 120  # from spawning to the first right answer
 
     @field_validator("*", mode="before")
@@ -50,6 +52,13 @@ class Settings(BaseSettings):
         if key and not key.get_secret_value().replace("-", "").replace("_", "").isalnum():
             raise ValueError("it may hold letters, digits, - and _ only")
         return key
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def refuse_what_is_no_url(cls, url: str | None) -> str | None:
+        if url and not re.fullmatch(r"https?://[^\s,/?#]+[^\s,?#]*", url):  # a comma would end it on the command line
+            raise ValueError("it is not the base URL of a collector; write it as http://127.0.0.1:4318")
+        return url
 
     @model_validator(mode="after")
     def refuse_shared_ports(self) -> "Settings":

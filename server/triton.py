@@ -132,6 +132,21 @@ def command(settings: Settings, layout: Layout, admin_key: str, region_prefix: s
         "--backend-config=python,shm-default-byte-size=4194304",
         f"--backend-config=python,shm-region-prefix-name={region_prefix}",
         "--log-format=ISO8601",
+        *(tracing(settings.otlp_endpoint) if settings.otlp_endpoint else ()),
+    ]
+
+
+def tracing(endpoint: str) -> list[str]:
+    """OpenTelemetry spans to the collector at this base URL, for the requests that come with a trace and no others.
+
+    Level TIMESTAMPS, because TENSORS would send what the texts were made into.
+    """
+    return [
+        "--trace-config=mode=opentelemetry",
+        "--trace-config=rate=0",  # of requests without a traceparent; those with one are always traced
+        "--trace-config=level=TIMESTAMPS",
+        f"--trace-config=opentelemetry,url={endpoint.rstrip('/')}/v1/traces",
+        "--trace-config=opentelemetry,resource=service.name=nunchi-triton",
     ]
 
 

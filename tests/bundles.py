@@ -4,7 +4,9 @@ A bundle is what README.md says it is: a real `tokenizer.json` (WordPiece, a han
 `model.onnx` (embedding, masked mean, linear layer), a `manifest.json` whose golden rows ONNX Runtime computed from
 that very file, and a `config.pbtxt` built as a protobuf message.  The model has opinions: "좋다" and "재미" push
 towards the last label, "싫다" and "지루" towards the first.  Versions disagree in their probabilities by more than the
-golden tolerance, so a test can tell which version answered.
+golden tolerance, so a test can tell which version answered.  Versions of different `dialect` differ in their
+tokenizers too: the same text has other ids and another number of tokens, and the model of one cannot read the ids of
+another.
 
     repository = tmp_path / "model_repository"
     write_bundle(repository)                    # sentiment/1, served
@@ -41,16 +43,19 @@ GOLDEN_ROWS = 32
 GOLDEN_TOLERANCE = 0.02
 
 
-def write_bundle(repository: Path, version: int = 1, *, labels: int = 2, max_length: int = 32) -> Path:
+def write_bundle(
+    repository: Path, version: int = 1, *, labels: int = 2, max_length: int = 32, dialect: int = 0
+) -> Path:
     """Write `<repository>/sentiment/<version>/` and a config.pbtxt naming every version there is; return the folder.
 
     The first bundle of a repository is also the one serving.json names; later ones wait for `set_serving`.
     """
     folder = Path(repository) / MODEL / str(version)
     folder.mkdir(parents=True)
-    tokenizer = tiny_tokenizer(max_length)
+    tokenizer = tiny_tokenizer(max_length, dialect)
     tokenizer.save(str(folder / "tokenizer.json"))
-    onnx.save(tiny_model(labels=labels, version=version), str(folder / "model.onnx"))
+    embedding = tiny_embedding()[dialect_order(dialect)]
+    onnx.save(tiny_model(labels=labels, version=version, embedding=embedding), str(folder / "model.onnx"))
     write_manifest(folder, tokenizer, version=version, labels=labels, max_length=max_length)
     write_config(Path(repository), labels=labels)
     if not (Path(repository) / "serving.json").exists():
@@ -58,16 +63,20 @@ def write_bundle(repository: Path, version: int = 1, *, labels: int = 2, max_len
     return folder
 
 
-def set_serving(repository: Path, version: int, previous: int | None = None) -> None:
-    """Say which version answers, the way a promotion does: atomically."""
+def set_serving(
+    repository: Path, version: int, previous: int | None = None, *, candidate: dict[str, object] | None = None
+) -> None:
+    """Say which version answers, the way a promotion does: atomically.  `candidate` has version, mode, share, since."""
     document = {"model": MODEL, "version": version, "previous": previous, "since": CREATED}
+    if candidate:
+        document["candidate"] = {"since": CREATED} | candidate
     _replace(Path(repository) / "serving.json", json.dumps(document))
 
 
-def tiny_tokenizer(max_length: int) -> Tokenizer:
-    tokenizer = Tokenizer(
-        models.WordPiece({word: index for index, word in enumerate(VOCABULARY)}, unk_token=SPECIAL[UNKNOWN])
-    )
+def tiny_tokenizer(max_length: int, dialect: int = 0) -> Tokenizer:
+    """A dialect rotates the words and ends a text with so many marks more."""
+    words = {VOCABULARY[word]: index for index, word in enumerate(dialect_order(dialect))}
+    tokenizer = Tokenizer(models.WordPiece(words, unk_token=SPECIAL[UNKNOWN]))
     tokenizer.normalizer = normalizers.Sequence(
         [
             normalizers.NFC(),
@@ -80,11 +89,17 @@ def tiny_tokenizer(max_length: int) -> Tokenizer:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", START), ("[SEP]", END)]
+        single="[CLS] $A [SEP]" + " [SEP]" * dialect, special_tokens=[("[CLS]", START), ("[SEP]", END)]
     )
     tokenizer.add_special_tokens(SPECIAL)
     tokenizer.enable_truncation(max_length)
     return tokenizer
+
+
+def dialect_order(dialect: int) -> list[int]:
+    """The words by id: the special ones stay, the others move on by `dialect` places."""
+    special, ordinary = list(range(len(SPECIAL))), list(range(len(SPECIAL), len(VOCABULARY)))
+    return special + ordinary[dialect:] + ordinary[:dialect]
 
 
 def tiny_model(*, labels: int = 2, version: int = 1, embedding: np.ndarray | None = None) -> onnx.ModelProto:

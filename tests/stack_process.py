@@ -26,6 +26,7 @@ class Stack:
     var: Path
     repository: Path
     ports: dict[str, int]
+    settings: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen | None = None
     started: list[psutil.Process] = field(default_factory=list)
 
@@ -37,7 +38,8 @@ class Stack:
     def environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("NUNCHI_")}
         ports = {f"NUNCHI_{name}": str(port) for name, port in self.ports.items()}
-        return {**inherited, **ports, "NUNCHI_VAR": str(self.var), "NUNCHI_MODEL_REPOSITORY": str(self.repository)}
+        folders = {"NUNCHI_VAR": str(self.var), "NUNCHI_MODEL_REPOSITORY": str(self.repository)}
+        return {**inherited, **ports, **folders, **self.settings}
 
     @property
     def output(self) -> str:
@@ -90,10 +92,11 @@ class Stack:
                 self.process.kill()
 
 
-def new_stack(folder: Path) -> Stack:
+def new_stack(folder: Path, repository: Path = ROOT / "model_repository", **settings: str) -> Stack:
+    """Over a copy of ``repository``; ``settings`` are more variables of its environment."""
     (folder / "var").mkdir(parents=True)
-    shutil.copytree(ROOT / "model_repository", folder / "models")
-    return Stack(folder / "var", folder / "models", dict(zip(SETTINGS, free_ports(4), strict=True)))
+    shutil.copytree(repository, folder / "models")
+    return Stack(folder / "var", folder / "models", dict(zip(SETTINGS, free_ports(4), strict=True)), settings)
 
 
 def printed_curl(output: str) -> str:

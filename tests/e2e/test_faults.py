@@ -1,11 +1,13 @@
-"""Faults under traffic: callers get the right answer, or 503 with Retry-After; never a hang, never a wrong answer."""
+"""The running stack: clients that leave, the measurement of its overhead, and what it answers.
+
+What happens when its processes are killed or stand still is in tests/chaos/test_faults.py.
+"""
 
 import json
 import re
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -16,89 +18,6 @@ ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "model_repository"
 SERVED = str(json.loads((MODELS / "serving.json").read_text(encoding="utf-8"))["version"])
 MANIFEST = json.loads((MODELS / "sentiment" / SERVED / "manifest.json").read_text(encoding="utf-8"))
-
-
-class Traffic:
-    """Callers that ask golden rows one after another and keep what came back."""
-
-    def __init__(self, url: str, callers: int = 4):
-        self.url = url
-        self.outcomes: list[tuple[float, int, bool]] = []  # when, status, whether right (or refused as promised)
-        self.slowest = 0.0
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(callers)]
-
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exc):
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self, number: int) -> None:
-        with httpx.Client(base_url=self.url, timeout=30) as client:
-            while not self._stop.is_set():
-                row = MANIFEST["golden"][number % len(MANIFEST["golden"])]
-                number += 1
-                began = time.monotonic()
-                answer = client.post("/v1/predict", json={"text": row["text"], "return_probs": True})
-                self.slowest = max(self.slowest, time.monotonic() - began)
-                self.outcomes.append((time.monotonic(), answer.status_code, self._kept_promise(answer, row)))
-                time.sleep(0.02)
-
-    @staticmethod
-    def _kept_promise(answer: httpx.Response, row: dict) -> bool:
-        if answer.status_code != 200:
-            return answer.status_code in (503, 504) and (answer.status_code == 504 or "retry-after" in answer.headers)
-        given = [answer.json()["probs"][label["name"]] for label in MANIFEST["labels"]]
-        shifts = [abs(a - b) for a, b in zip(given, row["probabilities"], strict=True)]
-        return max(shifts) <= MANIFEST["golden_probability_tolerance"]
-
-    def wait_for_answers(self, after: float, count: int, seconds: float) -> float:
-        """Seconds from ``after`` to the last of ``count`` answers with status 200 that came later."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            good = [when for when, status, _ in list(self.outcomes) if when > after and status == 200]
-            if len(good) >= count:
-                return good[count - 1] - after
-            time.sleep(0.05)
-        raise AssertionError(f"no {count} answers within {seconds} s: {self.outcomes[-20:]}")
-
-
-@pytest.mark.parametrize("victim", ["triton_python_backend_stub", "bin/tritonserver"])
-def test_killing_the_stub_or_triton_under_traffic_heals_within_ten_seconds(running, victim):
-    with Traffic(running.url) as traffic:
-        traffic.wait_for_answers(time.monotonic(), 40, seconds=20)
-        victims = running.descendants(victim)
-        assert victims
-        killed = time.monotonic()
-        for process in victims:
-            process.kill()
-        while not any(when > killed and status == 503 for when, status, _ in traffic.outcomes):
-            assert time.monotonic() < killed + 10, "nobody noticed that it was dead"
-            time.sleep(0.02)
-        noticed = max(when for when, status, _ in traffic.outcomes if status == 503)
-        traffic.wait_for_answers(noticed, 40, seconds=10 - (noticed - killed))
-    assert {status for _, status, _ in traffic.outcomes} <= {200, 503, 504}
-    assert all(kept for _, _, kept in traffic.outcomes)
-    assert traffic.slowest < 16  # the gateway's deadline, and the way there and back
-
-
-def test_a_killed_gateway_replica_is_replaced_on_the_same_port(running):
-    (replica, *_) = [process for process in running.descendants("ray::") if "Replica" in " ".join(process.cmdline())]
-    replica.kill()
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            if httpx.post(f"{running.url}/v1/predict", json={"text": "좋은 영화"}, timeout=5).status_code == 200:
-                break
-        except httpx.TransportError:
-            pass
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def test_a_client_that_hangs_up_frees_its_place(running):

@@ -1,4 +1,4 @@
-"""The gateway's application under a real uvicorn in a thread, for tests that need other settings than the default.
+"""The gateway's application and its edge under a real uvicorn in a thread, for tests that need other settings.
 
 Everything but Ray is there: `with served_app(repository, triton.grpc_port, max_in_flight=10) as app: app.post(...)`.
 """
@@ -14,9 +14,13 @@ import uvicorn
 
 from gateway.app import create_app
 from gateway.bundle import read_bundle
+from gateway.connection import Connection
+from gateway.edge import Edge
 from gateway.settings import Settings
 from tests.gateway.gateway_process import wait_until
 from tests.triton_process import free_ports
+
+KEEP_ALIVE_SECONDS = 2
 
 
 @dataclass
@@ -52,7 +56,17 @@ def served_app(
     (port,) = free_ports(1)
     chosen = Settings(model_repository=repository, gateway_port=port, triton_grpc_port=triton_grpc_port, **settings)
     app = create_app(chosen, read_bundle(repository))
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="critical", access_log=False))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            Edge(app, app.state.doorman),
+            http=Connection,
+            host="127.0.0.1",
+            port=port,
+            log_level="critical",
+            access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        )
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

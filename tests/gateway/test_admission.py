@@ -1,20 +1,45 @@
-"""The two doors, alone."""
+"""The two doors, alone.  How much is let in is tried on models that exist as their timing only, in their own time."""
 
 import asyncio
+import math
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import quantiles
 
 import pytest
 
-from gateway.admission import BATCHES_AT_TRITON, Admission, Gate
+import gateway.admission
+from gateway.admission import (
+    BATCHES_AT_TRITON,
+    BULK_AT_ONCE,
+    BURST_SECONDS,
+    LEAST,
+    LONGEST_RETRY_SECONDS,
+    PROBE_SECONDS,
+    RETRY_SPREAD,
+    SMALL,
+    STALL_WORK_SECONDS,
+    Admission,
+    Gate,
+)
 from gateway.errors import Overloaded
 
 BATCH = 64
 LIMIT = BATCHES_AT_TRITON * BATCH
 
 
+def enter(admission: Admission, texts: int):
+    place = admission.let_in(texts)
+    place.__enter__()
+    return place
+
+
 def test_admission_counts_texts_and_says_no_beyond_the_limit():
     admission = Admission(10)
     with admission.let_in(6):
-        with pytest.raises(Overloaded, match=r"6 texts are being answered and the limit is 10, so these 5"):
+        with pytest.raises(Overloaded, match=r"6 texts are being answered and the limit is 10 now, so 5 more"):
             admission.let_in(5).__enter__()
         with admission.let_in(4):
             assert admission.texts == 10
@@ -27,6 +52,186 @@ def test_admission_frees_the_places_of_what_failed():
         raise ZeroDivisionError
     with admission.let_in(10):
         pass
+
+
+def test_a_request_that_is_alone_is_let_in_however_large():
+    admission = Admission(1024)
+    with admission.let_in(1024):
+        assert not admission.has_room(1)
+    with admission.let_in(1):
+        assert not admission.has_room(1024)
+
+
+def test_bulk_and_small_requests_do_not_take_each_others_places():
+    admission = Admission(4096)
+    bulk = [enter(admission, 1024) for _ in range(BULK_AT_ONCE)]
+    assert not admission.has_room(SMALL + 1)
+    small = [enter(admission, 1) for _ in range(LEAST)]
+    while admission.has_room(1):  # the burst
+        small.append(enter(admission, 1))
+    assert LEAST <= len(small) <= 3 * LEAST
+    bulk.pop().__exit__(None, None, None)
+    assert admission.has_room(1024) and not admission.has_room(1)
+
+
+def test_bulk_leaves_room_for_small_requests_below_the_upper_bound():
+    admission = Admission(2048)
+    with admission.let_in(1024):
+        assert not admission.has_room(1024)
+        assert admission.has_room(2048 - 1024 - LEAST)
+        assert admission.has_room(1)
+
+
+def test_those_refused_together_come_back_at_different_times():
+    admission = Admission(1)
+    with admission.let_in(1):
+        waits = [int(admission.refusal(1).headers["Retry-After"]) for _ in range(100)]
+    assert set(waits) == set(range(1, 1 + RETRY_SPREAD))
+
+
+@dataclass
+class World:
+    """A model that answers n texts at once in about a + b·n seconds, and callers who do not wait for answers."""
+
+    a: float
+    b: float
+    admission: Admission
+    now: float = 1000.0
+    stalled_until: float = 0.0
+    _line: deque = field(default_factory=deque)
+    _batch: list = field(default_factory=list)
+    _answered_at: float = math.inf
+    _luck: random.Random = field(default_factory=lambda: random.Random(1))
+
+    def offer(self, rate: float, seconds: float) -> tuple[list[float], int]:
+        """Requests of one text for so long: the seconds of those answered in this time, and how many were refused."""
+        took, refused, end = [], 0, self.now + seconds
+        arrives = self.now + self._luck.expovariate(rate)
+        while min(arrives, self._answered_at) < end:
+            self.now = min(arrives, self._answered_at)
+            if arrives < self._answered_at:
+                arrives += self._luck.expovariate(rate)
+                try:
+                    self._line.append((self.now, enter(self.admission, 1)))
+                except Overloaded:
+                    refused += 1
+            else:
+                for came, place in self._batch:
+                    place.__exit__(None, None, None)
+                    took.append(self.now - came)
+                self._batch, self._answered_at = [], math.inf
+            if not self._batch and self._line:
+                self._batch = [self._line.popleft() for _ in range(min(len(self._line), BATCH))]
+                needed = (self.a + self.b * len(self._batch)) * self._luck.uniform(0.8, 1.2)
+                self._answered_at = max(self.now, self.stalled_until) + needed
+        self.now = end
+        return took, refused
+
+
+@pytest.fixture
+def world(monkeypatch) -> Callable[..., World]:
+    """Makes a world whose time is the time of admission.py."""
+
+    def make(a: float, b: float, most: int = 2048) -> World:
+        clock = []
+        monkeypatch.setattr(gateway.admission, "monotonic", lambda: clock[0].now if clock else 1000.0)
+        clock.append(World(a, b, Admission(most)))
+        return clock[0]
+
+    return make
+
+
+def p99(seconds: list[float]) -> float:
+    return quantiles(seconds, n=100)[98]
+
+
+MODELS = {
+    "a small model": (0.0012, 0.0011),
+    "one of KcBERT's size": (0.0085, 0.0087),
+    "long texts, nothing to gain by batches": (0.0005, 0.08),
+    "an accelerator": (0.005, 0.0002),
+}
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_at_three_times_the_capacity_the_model_is_busy_and_nobody_waits_long(world, model):
+    world = world(*model)
+    capacity = BATCH / (model[0] + model[1] * BATCH)
+    seconds = 5000 / capacity
+    world.offer(0.02 * capacity, 100 / capacity)
+    world.offer(2 * capacity, 10 + seconds)  # somebody found out the capacity
+    world.offer(0.5 * capacity, 100 / capacity)
+    busy, refused = world.offer(0.8 * capacity, seconds)
+    assert refused < 0.002 * len(busy)
+    world.offer(3 * capacity, 0.5 * seconds)
+    accepted, refused = world.offer(3 * capacity, seconds)
+    assert len(accepted) > 0.9 * capacity * seconds
+    assert refused > 1.8 * len(accepted)
+    # Where batches gain nothing LEAST is more than is needed; the gateway itself needs it with small models.
+    assert p99(accepted) < (5 if model == MODELS["long texts, nothing to gain by batches"] else 3) * p99(busy)
+    world.offer(0.5 * capacity, max(5, 2 * LEAST / capacity))
+    calm, refused = world.offer(0.5 * capacity, 0.2 * seconds)
+    assert refused == 0
+    assert p99(calm) < p99(busy)
+
+
+def test_the_limit_grows_for_a_model_that_needs_more_at_once(world):
+    world = world(*MODELS["an accelerator"])
+    assert world.admission.limit == LEAST
+    world.offer(10, 2)
+    world.offer(9000, 5)
+    assert world.admission.limit > 3 * LEAST
+
+
+def test_the_limit_follows_a_new_model_under_an_overload_that_never_ends(world):
+    world = world(0.02, 0.001)
+    world.offer(1, 10)
+    world.offer(1500, 15)
+    world.a, world.b = 0.005, 0.0005  # promoted: a faster one
+    world.offer(2500, 3)
+    stale = world.admission.limit
+    world.offer(2500, PROBE_SECONDS)
+    assert world.admission.pace.seconds_alone == pytest.approx(0.0055, rel=0.2)
+    assert world.admission.limit < stale / 2
+
+
+def test_a_burst_is_let_in_and_a_standing_line_is_not(world):
+    world = world(*MODELS["a small model"])
+    world.offer(20, 5)
+    places = []
+    while world.admission.has_room(1):
+        places.append(enter(world.admission, 1))
+    assert len(places) == pytest.approx(LEAST + SMALL + BURST_SECONDS * world.admission.pace.rate, abs=1)
+
+
+def test_a_stall_is_waited_for_and_leaves_no_line_behind(world):
+    world = world(*MODELS["a small model"])
+    world.offer(50, 10)
+    world.stalled_until = world.now + 10
+    took, refused = world.offer(50, 12)
+    assert refused == 0 and max(took) > 9
+    took, refused = world.offer(50, 5)
+    assert refused == 0 and max(took) < 0.1
+
+
+def test_an_overload_on_top_of_a_stall_is_bounded_and_over_soon_after(world):
+    world = world(*MODELS["a small model"], most=100_000)
+    world.offer(50, 10)
+    world.offer(2400, 3)
+    world.stalled_until = world.now + 10
+    world.offer(2400, 9.9)
+    assert world.admission.texts < STALL_WORK_SECONDS * 1000
+    world.offer(2400, 5)
+    took, _ = world.offer(2400, 5)
+    assert p99(took) < 0.1 and len(took) > 0.9 * 5 * 800
+
+
+def test_what_waits_now_decides_when_to_come_back(world):
+    world = world(0.5, 0.5)
+    world.offer(0.2, 50)
+    places = [enter(world.admission, 1) for _ in range(LEAST)]
+    assert len(places) == LEAST
+    assert 25 <= int(world.admission.refusal(1).headers["Retry-After"]) <= LONGEST_RETRY_SECONDS + RETRY_SPREAD
 
 
 class Line:

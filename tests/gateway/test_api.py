@@ -10,6 +10,7 @@ import pytest
 from gateway.bundle import read_bundle
 from gateway.schemas import BatchAnswer, ModelAnswer, PredictAnswer
 from tests.bundles import CREATED, GOLDEN_TOLERANCE, NEGATIVE, POSITIVE
+from tests.gateway.served_app import served_app
 
 STAGES = ("x-tokenization-time", "x-queue-time", "x-inference-time", "x-total-time")
 TEXTS = [*POSITIVE, *NEGATIVE, "영화 정말 좋다", "배우 연기 가 별로", "좋다 싫다", "great ㅋㅋ"]
@@ -96,6 +97,7 @@ def test_the_model_route_tells_what_serves(shared_app):
         "max_length": 32,
         "metrics": None,
         "since": CREATED,
+        "candidate": None,
     }
 
 
@@ -127,6 +129,45 @@ def test_a_sane_request_id_is_kept_and_another_replaced(shared_app):
         assert len(echoed(insane)) == 32
 
 
+@pytest.mark.parametrize("key", ["user-17", "a" * 128, "7f:00/+=@~._-"])
+def test_a_request_key_is_taken(shared_app, key):
+    answer = shared_app.client.post("/v1/predict", json={"text": "영화"}, headers={"x-request-key": key})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("key", [b"", b"a" * 129, b"two words", "눈치".encode()])
+def test_a_request_key_of_another_kind_is_refused(shared_app, key):
+    for path, body in (("/v1/predict", {"text": "영화"}), ("/v1/predict/batch", {"texts": ["영화"]})):
+        refused = shared_app.client.post(path, json=body, headers={b"x-request-key": key})
+        assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request")
+        assert "x-request-key" in refused.json()["detail"]
+
+
+def test_the_document_names_the_headers_a_client_may_send_and_get(shared_app):
+    post = shared_app.client.get("/openapi.json").json()["paths"]["/v1/predict"]["post"]
+    assert [each["name"] for each in post["parameters"]] == ["x-request-key"]
+    assert post["responses"]["429"]["headers"]["Retry-After"]["schema"] == {"type": "integer", "minimum": 1}
+
+
+def test_pages_of_other_origins_may_not_ask_unless_they_are_named(shared_app, shared_repository, shared_triton):
+    page = {"origin": "https://example.org"}
+    preflight = {**page, "access-control-request-method": "POST", "access-control-request-headers": "x-request-key"}
+    allowed = "access-control-allow-origin"
+    assert allowed not in shared_app.client.post("/v1/predict", json={"text": "영화"}, headers=page).headers
+    assert allowed not in shared_app.client.options("/v1/predict", headers=preflight).headers
+    with served_app(
+        shared_repository, shared_triton.grpc_port, cors_origins="https://example.org", api_key="s3cret"
+    ) as app:
+        assert app.client.options("/v1/predict", headers=preflight).headers[allowed] == page["origin"]
+        for origin, expected in ((page["origin"], page["origin"]), ("https://example.com", None)):
+            unauthorized = app.client.post("/v1/predict", json={"text": "영화"}, headers={"origin": origin})
+            assert (unauthorized.status_code, unauthorized.headers.get(allowed)) == (401, expected)
+    with served_app(shared_repository, shared_triton.grpc_port, cors_origins="*") as app:
+        answer = app.client.post("/v1/predict", json={"text": "영화"}, headers=page)
+        assert (answer.status_code, answer.headers[allowed]) == (200, "*")
+        assert "Retry-After" in answer.headers["access-control-expose-headers"]
+
+
 def test_health_and_readiness(shared_app):
     assert shared_app.client.get("/healthz").json() == {"status": "alive"}
     assert shared_app.client.get("/readyz").json() == {"status": "ready", "model_version": "1"}
@@ -154,13 +195,15 @@ def test_the_documentation_page_is_there(shared_app):
 
 
 def test_requests_texts_tokens_and_stages_are_counted(shared_app):
+    requests = 'nunchi_gateway_requests_total{code="ok",route="/v1/predict/batch",status="200",version="1"}'
+
     def counted() -> list[float]:
         return [
-            shared_app.metric('nunchi_gateway_requests_total{code="ok",route="/v1/predict/batch",status="200"}'),
+            shared_app.metric(requests),
             shared_app.metric("nunchi_gateway_texts_total"),
             shared_app.metric("nunchi_gateway_tokens_total"),
-            shared_app.metric("nunchi_gateway_truncated_texts_total"),
-            shared_app.metric('nunchi_gateway_stage_seconds_count{stage="inference"}'),
+            shared_app.metric('nunchi_gateway_truncated_texts_total{version="1"}'),
+            shared_app.metric('nunchi_gateway_stage_seconds_count{stage="inference",version="1"}'),
         ]
 
     shared_app.batch(["영화"])
@@ -173,7 +216,7 @@ def test_requests_texts_tokens_and_stages_are_counted(shared_app):
 
 
 def test_refused_requests_are_counted_under_their_code(shared_app):
-    name = 'nunchi_gateway_requests_total{code="empty_text",route="/v1/predict",status="422"}'
+    name = 'nunchi_gateway_requests_total{code="empty_text",route="/v1/predict",status="422",version="1"}'
     shared_app.predict("")
     before = shared_app.metric(name)
     shared_app.predict(" \t ")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from gateway.bundle import Bundle, read_bundle
+from gateway.bundle import Bundle, read_bundle, read_serving
 from gateway.errors import BundleBroken
-from tests.bundles import describe, set_serving, write_bundle, write_config
+from tests.bundles import UNKNOWN, describe, set_serving, write_bundle, write_config
 
 VERSION = "sentiment/1"
 
@@ -157,3 +157,35 @@ def test_truncation_and_emptiness_are_told_from_the_tokens(repository):
     assert tokens("영화 " * 31).truncated
     assert bundle.is_empty(tokens("<br> \x00"))
     assert not bundle.is_empty(tokens("."))
+
+
+def test_any_version_of_the_repository_can_be_read(repository):
+    write_bundle(repository, 2, dialect=3)
+    assert read_bundle(repository).version == "1"
+    assert read_bundle(repository, 2).version == "2"
+    with pytest.raises(BundleBroken, match="names version 7"):
+        read_bundle(repository, 7)
+
+
+def test_the_unknown_token_is_known_where_the_tokenizer_has_one(repository):
+    assert read_bundle(repository).unknown_id == UNKNOWN
+    edit_tokenizer(repository, lambda tokenizer: setattr(tokenizer.model, "unk_token", ""))
+    assert read_bundle(repository).unknown_id is None
+
+
+def test_serving_names_a_candidate_and_what_a_rollback_left(repository):
+    set_serving(repository, 1, candidate={"version": 3, "mode": "shadow", "share": 1})
+    edit_json(repository / "serving.json", lambda each: each.update(rolled_back=2))
+    serving = read_serving(repository)
+    candidate = serving.candidate
+    assert serving.rolled_back == 2
+    assert (candidate.version, candidate.mode, candidate.share) == (3, "shadow", 1.0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"share": 0}, {"share": 1.5}, {"mode": "both"}, {"version": 0}, {"since": "yesterday"}]
+)
+def test_a_candidate_with_impossible_terms_is_refused(repository, wrong):
+    set_serving(repository, 1, candidate={"version": 3, "mode": "shadow", "share": 0.5} | wrong)
+    with pytest.raises(BundleBroken, match=f"candidate.{next(iter(wrong))}"):
+        read_serving(repository)

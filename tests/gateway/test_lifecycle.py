@@ -151,6 +151,19 @@ def test_a_killed_replica_is_replaced_and_sigterm_ends_everything_of_ours_and_no
         assert foreign_ray()
 
 
+def test_on_every_address_only_the_gateways_own_port_is_open(shared_repository, shared_triton):
+    """Ray Serve's proxy, which knows no key, stays on loopback."""
+    settings = {"NUNCHI_HOST": "0.0.0.0", "NUNCHI_API_KEY": "a-key-of-the-tests"}
+    with running_gateway(shared_repository, shared_triton.grpc_port, **settings) as gateway:
+        open_to_others = {
+            connection.laddr.port
+            for process in gateway.family()
+            for connection in process.net_connections("tcp4")
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.ip == "0.0.0.0"
+        }
+    assert open_to_others == {gateway.port}
+
+
 @pytest.mark.parametrize("victim", ["guardian", "serving process", "raylet"])
 def test_whatever_is_killed_nothing_outlives_the_gateway(shared_repository, shared_triton, victim):
     with running_gateway(shared_repository, shared_triton.grpc_port) as gateway:

@@ -7,24 +7,30 @@ import time
 from pathlib import Path
 
 import httpx
+import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import gateway.champion
+import gateway.shelf
 from gateway.bundle import read_bundle
 from gateway.errors import ModelMismatch
 from gateway.serve import check_triton
 from gateway.settings import Settings
 from tests.bundles import (
+    MODEL,
     UNKNOWN,
     set_serving,
     tiny_embedding,
     tiny_model,
     tiny_tokenizer,
     write_bundle,
+    write_config,
     write_manifest,
 )
 from tests.gateway.gateway_process import wait_until
+from tests.gateway.judging import Judge, callers
 from tests.gateway.served_app import ServedApp, served_app
 from tests.gateway.triton_parts import stubs
 from tests.triton_process import TritonProcess, free_ports, running_triton, start_triton
@@ -237,6 +243,118 @@ def test_a_version_unloaded_under_the_gateway_is_answered_by_the_one_serving_nam
         set_serving(repository, 2, previous=1)
         load(triton)
         assert version_of(app) == "2"
+
+
+def test_a_hundred_switches_forth_and_back_pair_no_tokenizer_with_the_model_of_another_version(repository, tmp_path):
+    write_bundle(repository, 2, dialect=3)
+    judge = Judge(repository)
+    with running_triton(repository, tmp_path / "var") as triton, served_app(repository, triton.grpc_port) as app:
+        with callers(app, judge, count=2) as heard:
+            for _ in range(100):
+                for version, other in ((2, 1), (1, 2)):
+                    set_serving(repository, version, previous=other)
+                    until = time.monotonic() + 5
+                    while version_of(app) != str(version):
+                        assert time.monotonic() < until
+        assert not heard.faults
+        assert {"1", "2"} == set(heard.versions)
+
+
+def test_a_switch_back_reads_no_file_and_answers_within_a_second(repository, tmp_path, monkeypatch):
+    write_bundle(repository, 2, dialect=3)
+    reads = []
+    read = gateway.shelf.read_bundle
+    monkeypatch.setattr(gateway.shelf, "read_bundle", lambda *asked: reads.append(asked) or read(*asked))
+    with running_triton(repository, tmp_path / "var") as triton, served_app(repository, triton.grpc_port) as app:
+        set_serving(repository, 2, previous=1)
+        wait_until(lambda: version_of(app) == "2", 10, "version 2 answers")
+        assert [version for _, version in reads] == [2]
+        for version in ("1", "2", "1"):
+            set_serving(repository, int(version))
+            assert wait_until(lambda version=version: version_of(app) == version, 10, "a switch back") < 1
+        assert len(reads) == 1
+
+
+def test_a_number_published_again_is_read_again(repository, tmp_path):
+    """A release that failed at its last step takes its folder away, and the next one gets its number."""
+    write_bundle(repository, 2, dialect=3)
+    with running_triton(repository, tmp_path / "var") as triton, served_app(repository, triton.grpc_port) as app:
+        set_serving(repository, 2, previous=1)
+        wait_until(lambda: version_of(app) == "2", 10, "version 2 answers")
+        set_serving(repository, 1)
+        wait_until(lambda: version_of(app) == "1", 10, "version 1 answers again")
+        shutil.rmtree(repository / MODEL / "2")
+        write_config(repository)
+        load(triton)
+        write_bundle(repository, 2, dialect=1)
+        load(triton)
+        set_serving(repository, 2, previous=1)
+        wait_until(lambda: version_of(app) == "2", 10, "the other version 2 answers")
+        judge = Judge(repository)
+        with callers(app, judge, count=1) as heard:
+            wait_until(lambda: len(heard.versions) > 32, 10, "every golden row was asked")
+        assert not heard.faults
+
+
+def model_slow_in_batches(version: int) -> onnx.ModelProto:
+    """Does work that comes to nothing, with the square of its rows: next to none alone, seconds with a full batch."""
+    model = tiny_model(version=version)
+    graph = model.graph
+    square = np.zeros((400, 400), np.float32)
+    constants = {"zeros": square, "first": np.array(0), "both_axes": np.array([0, 1]), "go_on": np.array(True)}
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    values = [("turn", TensorProto.INT64, []), ("more", TensorProto.BOOL, []), ("work", TensorProto.FLOAT, [400, 400])]
+    results = [("more_still", TensorProto.BOOL, []), ("worked", TensorProto.FLOAT, [400, 400])]
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["more"], ["more_still"]),
+            helper.make_node("MatMul", ["work", "zeros"], ["worked"]),
+        ],
+        "turn",
+        [helper.make_tensor_value_info(*each) for each in values],
+        [helper.make_tensor_value_info(*each) for each in results],
+    )
+    last = graph.node.pop()  # Add(product, bias) -> logits
+    graph.node.extend(
+        [
+            helper.make_node("Shape", ["input_ids"], ["shape"]),
+            helper.make_node("Gather", ["shape", "first"], ["rows"]),
+            helper.make_node("Mul", ["rows", "rows"], ["turns"]),
+            helper.make_node("Loop", ["turns", "go_on", "zeros"], ["work_done"], body=body),
+            helper.make_node("ReduceSum", ["work_done", "both_axes"], ["nothing"], keepdims=0),
+            helper.make_node("Add", [last.input[0], "nothing"], ["and_nothing"]),
+            helper.make_node("Add", ["and_nothing", last.input[1]], ["logits"]),
+        ]
+    )
+    onnx.checker.check_model(model)
+    return model
+
+
+def test_a_release_that_is_long_to_prove_does_not_hold_up_the_next_one(repository, tmp_path):
+    replace_model(write_bundle(repository, 2), model_slow_in_batches(2), version=2)
+    write_bundle(repository, 3, dialect=3)
+    with running_triton(repository, tmp_path / "var") as triton, served_app(repository, triton.grpc_port) as app:
+        set_serving(repository, 2, previous=1)
+        time.sleep(1)
+        assert version_of(app) == "1"
+        set_serving(repository, 3, previous=1)
+        assert wait_until(lambda: version_of(app) == "3", 20, "version 3 answers") < 3
+
+
+def test_nobody_notices_when_the_old_version_dies_while_it_is_kept(repository, tmp_path):
+    write_bundle(repository, 2, dialect=3)
+    judge = Judge(repository)
+    with running_triton(repository, tmp_path / "var") as triton, served_app(repository, triton.grpc_port) as app:
+        set_serving(repository, 2, previous=1)
+        wait_until(lambda: version_of(app) == "2", 10, "version 2 answers")
+        triton.wait_for_line("serving version=2")
+        with callers(app, judge, count=1) as heard:
+            (old,) = [stub for stub in stubs(triton) if f"{MODEL}/1/" in " ".join(stub.cmdline())]
+            old.kill()
+            time.sleep(3)
+        assert not heard.faults
+        assert set(heard.versions) == {"2"}
+        assert app.is_ready()
 
 
 def other_labels(repository: Path) -> None:

@@ -1,19 +1,23 @@
 """Too much, too slow, or gone: 429, 504, and clients that leave.  Triton is made slow by stopping its process."""
 
 import asyncio
+import resource
 import socket
 import time
 
 import httpx
+import psutil
 import pytest
 
-from tests.gateway.gateway_process import wait_until
+from tests.gateway.gateway_process import running_gateway, wait_until
 from tests.gateway.served_app import served_app
-from tests.gateway.triton_parts import stopped_triton
+from tests.gateway.triton_parts import stopped_triton, stubs
 from tests.triton_process import running_triton
 
 IN_FLIGHT = "nunchi_gateway_in_flight_texts"
-GONE = 'nunchi_gateway_requests_total{code="client_gone",route="/v1/predict",status="499"}'
+GONE = 'nunchi_gateway_requests_total{code="client_gone",route="/v1/predict",status="499",version="1"}'
+
+REFUSED = 'nunchi_gateway_requests_total{code="overloaded",route="/v1/predict",status="429",version="1"}'
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +60,183 @@ def test_beyond_the_limit_of_texts_in_flight_it_says_429_at_once_and_then_recove
                 assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
                 assert refused.headers["retry-after"] == "1"
                 assert "8 texts" in refused.json()["detail"] and "limit is 10" in refused.json()["detail"]
+                by_let_in = refused
                 second = asyncio.create_task(client.post("/v1/predict/batch", json={"texts": ["영화"] * 2}))
                 await asyncio.to_thread(wait_until, lambda: app.metric(IN_FLIGHT) == 10, 5, "two more fit")
+                by_the_edge = await client.post("/v1/predict", json={"text": "영화"})
+                same_shape(by_the_edge, by_let_in)
             assert [(await each).status_code for each in (first, second)] == [200, 200]
         assert app.metric(IN_FLIGHT) == 0
         assert app.predict("영화").status_code == 200
 
     asyncio.run(scenario())
+
+
+def same_shape(one: httpx.Response, other: httpx.Response) -> None:
+    assert one.status_code == other.status_code == 429
+    assert one.json().keys() == other.json().keys()
+    assert one.headers.keys() == other.headers.keys()
+    for name in ("type", "title", "status", "code"):
+        assert one.json()[name] == other.json()[name]
+    for answer in (one, other):
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.headers["x-request-id"] == answer.json()["instance"]
+        assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_a_full_gateway_refuses_before_the_body_is_there_and_counts_it(app, triton):
+    with stopped_triton(triton):
+        connections = [hanging_request(app, '{"text": "영화"}'.encode()) for _ in range(10)]
+        wait_until(lambda: app.metric(IN_FLIGHT) == 10, 5, "the gateway is full")
+        with hanging_request(app, b"", length=100) as late:
+            assert late.recv(12) == b"HTTP/1.1 429"
+        own_id = app.client.post("/v1/predict", json={"text": "영화"}, headers={"x-request-id": "mine-1"})
+        assert (own_id.status_code, own_id.headers["x-request-id"], own_id.json()["instance"]) == (
+            429,
+            "mine-1",
+            "mine-1",
+        )
+        assert own_id.headers["x-model-version"] == "1"
+        assert app.metric(REFUSED) == 2
+    for connection in connections:
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        connection.close()
+
+
+def silent(connection: socket.socket) -> float:
+    """Seconds until the other side has enough of it."""
+    began = time.monotonic()
+    connection.settimeout(15)
+    try:
+        while connection.recv(65536):
+            pass
+    except ConnectionResetError:
+        pass
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /v1/predict HTTP/1.1\r\nhost: x\r\nx-half: "])
+def test_a_connection_that_never_finishes_the_head_of_a_request_is_closed(app, sent):
+    with socket.create_connection(("127.0.0.1", app.port)) as connection:
+        connection.sendall(sent)
+        assert 1 < silent(connection) < 10
+
+
+def test_a_half_sent_head_after_an_answered_request_is_closed_too(app):
+    with hanging_request(app, '{"text": "영화"}'.encode()) as connection:
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nhost")
+        assert 1 < silent(connection) < 10
+
+
+def test_a_slow_but_steady_client_is_served(app):
+    request = b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", app.port)) as connection:
+        for part in (request[:20], request[20:40], request[40:]):
+            connection.sendall(part)
+            time.sleep(0.4)
+        assert connection.recv(12) == b"HTTP/1.1 200"
+
+
+def test_a_client_that_takes_nothing_of_its_answer_is_left(app, triton):
+    """The answers to requests sent one behind the other are more than the buffers between hold."""
+    head = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n"
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    with connection:
+        connection.connect(("127.0.0.1", app.port))
+        connection.sendall(head * 500)
+        port = connection.getsockname()[1]
+        wait_until(lambda: not established(port), 15, "the connection is closed from the other side")
+    assert app.predict("영화").status_code == 200
+
+
+def established(port: int) -> bool:
+    """Whether this process still holds the server's end of a connection from `port`."""
+    return any(
+        each.raddr and each.raddr.port == port and each.status == psutil.CONN_ESTABLISHED
+        for each in psutil.Process().net_connections("tcp")
+    )
+
+
+@pytest.fixture(scope="module")
+def gateway(triton):
+    """A whole gateway, started by somebody with few files and with two keys."""
+    repository = triton.var_dir.parent / "model_repository"
+    keys = triton.var_dir.parent / "keys"
+    keys.write_text("crowd: key-of-the-crowd\nprobe: key-of-the-probe\n", encoding="utf-8")
+    keys.chmod(0o600)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, most))
+    try:
+        with running_gateway(repository, triton.grpc_port, NUNCHI_API_KEYS_FILE=str(keys)) as gateway:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+            yield gateway
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def test_a_crowd_is_answered_or_refused_and_readiness_stays(gateway):
+    async def caller(client: httpx.AsyncClient, until: float, heard: list[httpx.Response]) -> None:
+        while time.monotonic() < until:
+            heard.append(await client.post("/v1/predict", json={"text": "영화"}))
+
+    async def scenario() -> None:
+        heard: list[httpx.Response] = []
+        headers = {"authorization": "Bearer key-of-the-crowd"}
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=gateway.url, headers=headers, limits=limits, timeout=30) as client:
+            until = time.monotonic() + 4
+            crowd = asyncio.gather(*(caller(client, until, heard) for _ in range(150)))
+            while time.monotonic() < until:
+                assert (await client.get("/healthz")).status_code == 200
+                assert (await client.get("/readyz")).status_code == 200
+                await asyncio.sleep(0.2)
+            await crowd
+            refused = [each for each in heard if each.status_code != 200]
+            assert refused and len(refused) < len(heard)
+            for each in refused:
+                assert (each.status_code, each.json()["code"]) == (429, "overloaded")
+                assert 1 <= int(each.headers["retry-after"]) <= 5
+                assert each.headers.get_list("x-request-id", split_commas=True) == [each.json()["instance"]]
+            assert (await client.post("/v1/predict", json={"text": "영화"})).status_code == 200
+
+    asyncio.run(scenario())
+
+
+def test_the_replica_may_hold_as_many_connections_as_the_system_lets_it(gateway):
+    soft, hard = gateway.replica().rlimit(psutil.RLIMIT_NOFILE)
+    assert soft == hard > 512
+
+
+def test_no_word_of_a_request_and_no_key_is_ever_logged(gateway, triton):
+    marker = "비밀표식zqx"
+    texts = {"authorization": "Bearer key-of-the-crowd", "content-type": "application/json"}
+    bodies = [
+        ("/v1/predict", f'{{"text": "{marker} 영화"}}'),
+        ("/v1/predict", f'{{"text": "{marker}'),
+        ("/v1/predict", f'{{"{marker}": 1}}'),
+        ("/v1/predict", f'{{"text": "{marker * 4000}"}}'),
+        ("/v1/predict/batch", f'{{"texts": ["{marker}", ""]}}'),
+        ("/v1/predict/batch", f'{{"texts": ["{marker}", 7]}}'),
+        (f"/v1/{marker}", "{}"),
+    ]
+
+    def ask() -> set[int]:
+        return {
+            httpx.post(f"{gateway.url}{path}", content=body.encode(), headers=texts, timeout=30).status_code
+            for path, body in bodies
+        }
+
+    assert {200, 404, 413, 422} <= ask()
+    httpx.post(f"{gateway.url}/v1/predict", json={"text": marker}, headers={"authorization": "Bearer zqx-zqx"})
+    for stub in stubs(triton):
+        stub.kill()
+    wait_until(lambda: 503 in ask(), 10, "Triton is away")
+    wait_until(lambda: 200 in ask(), 30, "Triton is back")
+    assert "request failed: model_unavailable" in gateway.output and '"key":"crowd"' in gateway.output
+    for secret in (marker, "zqx", marker.encode("unicode_escape").decode(), "key-of-the-crowd"):
+        assert secret not in gateway.output and secret not in triton.output
 
 
 def test_after_the_deadline_it_says_504_and_gives_the_place_back(app, triton):

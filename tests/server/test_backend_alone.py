@@ -27,11 +27,14 @@ SOURCE = Path(__file__).parent.parent.parent / "server" / "backends" / "onnxrunt
 
 @dataclass
 class Error:
-    message: str
+    sentence: str
     code: str
     INVALID_ARG = "INVALID_ARG"
     INTERNAL = "INTERNAL"
     CANCELLED = "CANCELLED"
+
+    def message(self) -> str:
+        return self.sentence
 
 
 class Tensor:
@@ -40,16 +43,32 @@ class Tensor:
         return np.from_dlpack(array)
 
 
-@dataclass
 class Response:
-    output_tensors: list
-    error: Error | None = None
+    def __init__(self, output_tensors: list, error: Error | None = None) -> None:
+        self.output_tensors = output_tensors
+        self._error = error
+
+    def has_error(self) -> bool:
+        return self._error is not None
+
+    def error(self) -> Error | None:
+        return self._error
+
+
+class Logger:
+    @staticmethod
+    def log_warn(line: str) -> None:
+        print(line)
 
 
 @dataclass
 class Request:
     tensors: dict
     cancelled: bool = False
+    identity: str = "asked-1"
+
+    def request_id(self) -> str:
+        return self.identity
 
     def is_cancelled(self) -> bool:
         return self.cancelled
@@ -72,6 +91,7 @@ def backend(monkeypatch):
     """The module, imported as Triton's stub would."""
     utils = ModuleType("triton_python_backend_utils")
     utils.TritonError, utils.Tensor, utils.InferenceResponse = Error, Tensor, Response
+    utils.Logger = Logger
     utils.get_input_tensor_by_name = lambda request, name: request.tensors[name]
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
     spec = importlib.util.spec_from_file_location("model", SOURCE)
@@ -106,15 +126,25 @@ def test_a_cancelled_request_is_not_computed_and_its_neighbours_are(backend, rep
     model = load(backend, repository)
     model.session = CountingSession(model.session)
     answers = model.execute([request(2, 4, 3), request(2, 5, 6, 7, 3, cancelled=True), request(2, 6, 3)])
-    assert answers[1].error.code == "CANCELLED"
-    assert [answer.error for answer in (answers[0], answers[2])] == [None, None]
+    assert answers[1].error().code == "CANCELLED"
+    assert [answer.error() for answer in (answers[0], answers[2])] == [None, None]
     assert model.session.shapes == [(2, 3)]
+
+
+def test_a_refused_request_has_one_line_with_its_id_and_its_neighbours_have_none(backend, repository, capsys):
+    model = load(backend, repository)
+    words, too_many = request(2, 99_999, 3), request(*[2] * 33)
+    words.identity, too_many.identity = "a\nb", "long-1"
+    model.execute([request(2, 4, 3), words, request(2, 3, cancelled=True), too_many])
+    lines = sorted(capsys.readouterr().out.splitlines())
+    assert [line.partition(": ")[0] for line in lines] == ["request 'a\\nb'", "request 'long-1'"]
+    assert "the vocabulary ends at" in lines[0] and "the model reads 32" in lines[1]
 
 
 def test_a_list_of_cancelled_requests_runs_nothing(backend, repository):
     model = load(backend, repository)
     model.session = CountingSession(model.session)
-    assert [answer.error.code for answer in model.execute([request(2, 3, cancelled=True)] * 2)] == ["CANCELLED"] * 2
+    assert [answer.error().code for answer in model.execute([request(2, 3, cancelled=True)] * 2)] == ["CANCELLED"] * 2
     assert model.session.shapes == []
 
 
@@ -155,7 +185,7 @@ def test_the_parameters_reach_the_session(backend, repository):
     model = load(backend, repository)
     assert model.session.get_session_options().intra_op_num_threads == 1
     assert model.run_options.get_run_config_entry("memory.enable_memory_arena_shrinkage") == "cpu:0"
-    assert model.execute([request(2, 4, 3)])[0].error is None
+    assert model.execute([request(2, 4, 3)])[0].error() is None
 
 
 @pytest.mark.parametrize(

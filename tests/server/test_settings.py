@@ -35,6 +35,8 @@ def test_relative_paths_start_at_the_root_of_the_repository_and_not_where_the_co
         ("NUNCHI_TRITON_GRPC_PORT", "http", "NUNCHI_TRITON_GRPC_PORT is 'http': Input should be a valid integer"),
         ("NUNCHI_TRITON_GRPC_PORT", "70000", "NUNCHI_TRITON_GRPC_PORT is '70000': Input should be less than or equal"),
         ("NUNCHI_TRITON_GRPC_PORT", "8000", "NUNCHI_TRITON_HTTP_PORT and NUNCHI_TRITON_GRPC_PORT are both 8000"),
+        ("NUNCHI_OTLP_ENDPOINT", "127.0.0.1:4318", "it is not the base URL of a collector; write it as http://127"),
+        ("NUNCHI_OTLP_ENDPOINT", "http://a:1,url=http://b", "it is not the base URL of a collector"),
         ("NUNCHI_TRITON_START_SECONDS", "0", "NUNCHI_TRITON_START_SECONDS is '0': Input should be greater than 0"),
     ],
 )

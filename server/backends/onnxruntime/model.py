@@ -49,7 +49,7 @@ class TritonPythonModel:
     def execute(self, requests: list) -> list:
         """Answer each request, in order."""
         answers = [None] * len(requests)
-        merged = []
+        merged, refused = [], []
         for index, request in enumerate(requests):
             if request.is_cancelled():
                 answers[index] = failure("the caller cancelled the request", pb_utils.TritonError.CANCELLED)
@@ -58,10 +58,15 @@ class TritonPythonModel:
             complaint = self.wrong_shape(ids, mask)
             if complaint:
                 answers[index] = failure(complaint, pb_utils.TritonError.INVALID_ARG)
+                refused.append(index)
             else:
                 merged.append((index, ids, mask))
         for index, answer in self.answer(merged):
             answers[index] = answer
+            if answer.has_error():
+                refused.append(index)
+        for index in refused:  # the id joins this line to the gateway's; repr, because anything may be in it
+            pb_utils.Logger.log_warn(f"request {requests[index].request_id()!r}: {answers[index].error().message()}")
         return answers
 
     def answer(self, merged: list) -> list:

@@ -1,0 +1,139 @@
+"""The replica's HTTP server: it borrows its port from the guardian (port.py) and leaves without losing a request.
+
+Ray Serve's own start binds a socket of its own, and its shutdown goes on accepting until nothing is in flight, which
+under traffic is never, then closes connections a client may just be writing to.  So its one function that starts the
+server is replaced; all it promises Ray is a task and a server.
+"""
+
+import asyncio
+import logging
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+from starlette.types import ASGIApp, Message
+
+from gateway.connection import Connection
+from gateway.port import DRAIN, NAME, READY, WHEN_READY
+
+if TYPE_CHECKING:
+    from ray.serve.config import HTTPOptions
+
+QUEUE_SECONDS = 0.05  # in which the event loop accepts what is queued
+IDLE_SECONDS = 2.0  # for a kept connection to bring one more request, whose answer then ends it in good order
+LOOK_SECONDS = 0.02  # between two looks at something that comes soon
+CLOSE = (b"connection", b"close")
+
+
+def borrow_the_port(folder: Path, host: str) -> None:
+    """Let Ray Serve's replica, in this process, listen on the port of the guardian whose folder this is.
+
+    Where there is no such guardian, because the replica of a joined cluster runs on another machine, it listens on
+    `host` by itself, and may do so beside an earlier one that is still ending.
+    """
+    # Imported here because Ray reads its environment while it is imported.
+    from ray.serve._private import http_util, replica
+
+    start = replica.start_asgi_http_server
+
+    async def start_borrowing(
+        app: ASGIApp, options: "HTTPOptions", *, event_loop: asyncio.AbstractEventLoop, enable_so_reuseport: bool
+    ) -> tuple[asyncio.Task, uvicorn.Server]:
+        guardian = socket.socket(socket.AF_UNIX)
+        try:
+            guardian.connect(str(folder / NAME))
+        except OSError:
+            guardian.close()
+            options = options.model_copy(update={"host": host})
+            return await start(app, options, event_loop=event_loop, enable_so_reuseport=True)
+        wrapped = http_util._apply_middlewares(app, options.middlewares)
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # else uvicorn wraps every message, for its log
+        config = uvicorn.Config(
+            wrapped,
+            http=Connection,
+            timeout_keep_alive=options.keep_alive_timeout_s,
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+        )
+        server = Server(config)
+        return event_loop.create_task(server.serve_for(guardian, wrapped, app.__self__)), server
+
+    replica.start_asgi_http_server = start_borrowing
+
+
+async def borrow(guardian: socket.socket, app: ASGIApp) -> socket.socket:
+    """The listening socket; RuntimeError when the guardian has none to give any more."""
+    message, descriptors, *_ = await asyncio.to_thread(socket.recv_fds, guardian, 1, 1)
+    if message == WHEN_READY:
+        while not await is_ready(app):
+            await asyncio.sleep(LOOK_SECONDS)
+        guardian.send(READY)
+        message, descriptors, *_ = await asyncio.to_thread(socket.recv_fds, guardian, 1, 1)
+    if not descriptors:
+        raise RuntimeError("the gateway is stopping")
+    guardian.setblocking(False)
+    return socket.socket(fileno=descriptors[0])
+
+
+async def is_ready(app: ASGIApp) -> bool:
+    """What GET /readyz says, asked inside this process."""
+    status = 0
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        nonlocal status
+        status = message.get("status", status)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": "/readyz",
+        "raw_path": b"/readyz",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [],
+        "client": ("127.0.0.1", 0),
+        "server": None,
+    }
+    await app(scope, receive, send)
+    return status == 200
+
+
+class Server(uvicorn.Server):
+    """A uvicorn that leaves when it is told to, or when nobody is there any more to tell it."""
+
+    async def serve_for(self, guardian: socket.socket, app: ASGIApp, owner: object) -> None:
+        """Until the guardian has us drain, or Ray (`should_exit`) has us stop.  `owner` is Ray's replica."""
+        with guardian:
+            while not owner._user_callable_initialized:  # Ray starts the server a moment before, and asserts this
+                await asyncio.sleep(LOOK_SECONDS)
+            serving = asyncio.create_task(self.serve(sockets=[await borrow(guardian, app)]))
+            told = asyncio.create_task(asyncio.get_running_loop().sock_recv(guardian, len(DRAIN)))
+            await asyncio.wait([serving, told], return_when=asyncio.FIRST_COMPLETED)
+            if not serving.done():
+                await self.drain()
+            told.cancel()
+            await serving
+
+    async def drain(self) -> None:
+        """Accept what is queued and no more; answer what comes on open connections, and close each after its answer."""
+        await asyncio.sleep(QUEUE_SECONDS)
+        for server in self.servers:
+            server.close()
+        self.config.encoded_headers.append(CLOSE)  # of which uvicorn makes its default headers every second
+        self.server_state.default_headers = [*self.server_state.default_headers, CLOSE]
+        for connection in self.server_state.connections:
+            if connection.cycle is not None and not connection.cycle.response_complete:
+                connection.shutdown()  # not closed, but not kept alive either
+        until = time.monotonic() + IDLE_SECONDS
+        while self.server_state.connections and time.monotonic() < until:
+            await asyncio.sleep(LOOK_SECONDS)
+        self.should_exit = True  # closes what is idle and waits for the rest

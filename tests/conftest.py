@@ -1,0 +1,18 @@
+"""Options of the whole suite; pytest takes them only from a conftest.py that it loads before it collects."""
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--full", action="store_true", help="tests/chaos in the lengths the README quotes (minutes), not the short ones"
+    )
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "full: too long for every day; left out without --full")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--full"):
+        return
+    config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("full")])
+    items[:] = [item for item in items if not item.get_closest_marker("full")]

@@ -1,0 +1,88 @@
+"""The replica's server leaves without losing a request: in flight, on kept connections, or still in the queue."""
+
+import asyncio
+import socket
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+
+import httpx
+import pytest
+import uvicorn
+
+from gateway.listener import IDLE_SECONDS, Server
+from gateway.port import NAME, Port, open_port
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+async def app(scope, receive, send):
+    """Answers after as many seconds as the path says."""
+    await asyncio.sleep(float(scope["path"].removeprefix("/")))
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@asynccontextmanager
+async def lent(folder):
+    """(the guardian's port, a client of it, the task of the server that has borrowed it)"""
+    listener = open_port("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    async with Port(listener, folder, None) as port, httpx.AsyncClient(base_url=url, timeout=20) as client:
+        guardian = socket.socket(socket.AF_UNIX)
+        guardian.connect(str(folder / NAME))
+        server = Server(uvicorn.Config(app, lifespan="off", access_log=False, log_config=None))
+        replica = SimpleNamespace(_user_callable_initialized=True)
+        serving = asyncio.create_task(server.serve_for(guardian, app, replica))
+        while (await client.get("/0")).status_code != 200:
+            await asyncio.sleep(0.02)
+        yield port, client, serving
+
+
+@pytest.mark.parametrize("seconds", [0.5, IDLE_SECONDS + 0.5])
+async def test_what_is_in_flight_is_answered_and_says_that_the_connection_ends(tmp_path, seconds):
+    async with lent(tmp_path) as (port, client, serving):
+        under_way = asyncio.create_task(client.get(f"/{seconds}"))
+        await asyncio.sleep(0.1)
+        await port.drain(10)
+        answer = await under_way
+        await serving
+    assert (answer.text, answer.headers["connection"]) == ("ok", "close")
+
+
+async def test_a_kept_connection_may_bring_one_more_request(tmp_path):
+    async with lent(tmp_path) as (port, client, serving):
+        assert "connection" not in (await client.get("/0")).headers
+        draining = asyncio.create_task(port.drain(10))
+        await asyncio.sleep(0.3)
+        assert not draining.done()
+        with pytest.raises(httpx.ConnectError):
+            await asyncio.to_thread(httpx.get, str(client.base_url))
+        answer = await client.get("/0")
+        assert (answer.text, answer.headers["connection"]) == ("ok", "close")
+        async with asyncio.timeout(1):  # nobody is left to wait for
+            await draining
+        await serving
+
+
+async def test_what_is_queued_is_accepted_before_the_port_is_left(tmp_path):
+    async with lent(tmp_path) as (port, client, serving):
+        asked = [asyncio.create_task(client.get("/0.1")) for _ in range(20)]
+        await asyncio.sleep(0)
+        await port.drain(10)
+        assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
+        await serving
+        with pytest.raises(httpx.ConnectError):
+            await client.get("/0")
+
+
+async def test_without_its_guardian_it_leaves_too(tmp_path):
+    async with lent(tmp_path) as (port, _, serving):
+        for connection in port._borrowers:
+            connection.shutdown(socket.SHUT_RDWR)
+        async with asyncio.timeout(10):
+            await serving
