@@ -40,8 +40,19 @@ def test_every_key_has_the_name_that_stands_before_it(file):
 
 @pytest.mark.parametrize(
     "authorization",
-    ["", "Bearer", "Bearer ", ALICE, f"Basic {ALICE}", f"bearer{ALICE}", f"Bearer {ALICE} ", f"Bearer {ALICE[:-1]}"]
-    + ["Bearer alice", "Bearer 눈치", "Bearer \udcff", f"Bearer # {ALICE}"],
+    [
+        *(
+            "",
+            "Bearer",
+            "Bearer ",
+            ALICE,
+            f"Basic {ALICE}",
+            f"bearer{ALICE}",
+            f"Bearer {ALICE} ",
+            f"Bearer {ALICE[:-1]}",
+        ),
+        *("Bearer alice", "Bearer 눈치", "Bearer \udcff", f"Bearer # {ALICE}"),
+    ],
 )
 def test_anything_else_is_nobodys_key(file, authorization):
     assert Keys(None, file).owner(authorization) is None
