@@ -24,7 +24,8 @@ from gateway.admission import Admission
 from gateway.bundle import Bundle
 from gateway.candidate import Candidate
 from gateway.champion import Champion
-from gateway.edge import SANE_REQUEST_ID, Doorman
+from gateway.doorman import Doorman
+from gateway.edge import SANE_REQUEST_ID
 from gateway.envelope import Envelope, exchange_of, while_connected
 from gateway.errors import (
     ClientGone,
@@ -116,7 +117,7 @@ def create_app(settings: Settings, bundle: Bundle) -> FastAPI:
     )
     if settings.origins:
         app.add_middleware(CORSMiddleware, **openapi.cross_origin(settings.origins))
-    app.state.doorman = Doorman(admission, live_version, metrics.answered)  # for whoever puts an Edge around it
+    app.state.doorman = Doorman(admission, live_version, metrics.answered)  # for whoever listens for it
     return app
 
 

@@ -1,4 +1,4 @@
-"""A connection that does not wait for ever: uvicorn's, with a clock on both ends of an exchange.
+"""A connection that does not wait for ever and asks the doorman first: uvicorn's, with a clock on both ends.
 
 uvicorn closes connections that are idle between two requests for `timeout_keep_alive` seconds.  One that never sends
 its first request, sends half the head of one, or takes nothing of its answer, it keeps as long as the client likes,
@@ -9,12 +9,26 @@ import asyncio
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gateway.doorman import Doorman
+
+CLOSE = (b"connection", b"close")  # among uvicorn's default headers once the server drains
+
+
+class Refused:
+    """Stands in uvicorn's books for a request that was refused at the door: its body, if any, is thrown away."""
+
+    response_complete = True
+    message_event = asyncio.Event()
+
 
 class Connection(HttpToolsProtocol):
-    """Give it to uvicorn.Config as `http`."""
+    """Give `functools.partial(Connection, doorman)` to uvicorn.Config as `http`."""
 
-    _head_is_due: asyncio.TimerHandle | None = None
-    _taking_is_due: asyncio.TimerHandle | None = None
+    def __init__(self, doorman: Doorman, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)
+        self._doorman = doorman
+        self._head_is_due: asyncio.TimerHandle | None = None
+        self._taking_is_due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -27,8 +41,21 @@ class Connection(HttpToolsProtocol):
             self._head_is_due = self.loop.call_later(self.timeout_keep_alive, self.transport.abort)
 
     def on_headers_complete(self) -> None:
-        super().on_headers_complete()
         self._cancel_head()
+        if self._may_be_refused() and self._doorman.refuses(self.url, self.headers):
+            self.cycle = Refused
+            self.transport.write(self._doorman.refusal(self.url, self.headers, self.server_state.default_headers))
+            self.on_response_complete()
+        else:
+            super().on_headers_complete()
+
+    def _may_be_refused(self) -> bool:
+        """Not behind a request that is being answered, and not where the connection ends with this one."""
+        first_in_line = self.cycle is None or self.cycle.response_complete
+        return first_in_line and self.parser.get_method() == b"POST" and self._is_kept()
+
+    def _is_kept(self) -> bool:
+        return self.parser.should_keep_alive() and CLOSE not in self.server_state.default_headers
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -6,6 +6,7 @@ server is replaced; all it promises Ray is a task and a server.
 """
 
 import asyncio
+import functools
 import logging
 import socket
 import time
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING
 import uvicorn
 from starlette.types import ASGIApp, Message
 
-from gateway.connection import Connection
+from gateway.connection import CLOSE, Connection
+from gateway.doorman import Doorman
 from gateway.port import DRAIN, NAME, READY, WHEN_READY
 
 if TYPE_CHECKING:
@@ -24,10 +26,9 @@ if TYPE_CHECKING:
 QUEUE_SECONDS = 0.05  # in which the event loop accepts what is queued
 IDLE_SECONDS = 2.0  # for a kept connection to bring one more request, whose answer then ends it in good order
 LOOK_SECONDS = 0.02  # between two looks at something that comes soon
-CLOSE = (b"connection", b"close")
 
 
-def borrow_the_port(folder: Path, host: str) -> None:
+def borrow_the_port(folder: Path, host: str, doorman: Doorman) -> None:
     """Let Ray Serve's replica, in this process, listen on the port of the guardian whose folder this is.
 
     Where there is no such guardian, because the replica of a joined cluster runs on another machine, it listens on
@@ -52,7 +53,7 @@ def borrow_the_port(folder: Path, host: str) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # else uvicorn wraps every message, for its log
         config = uvicorn.Config(
             wrapped,
-            http=Connection,
+            http=functools.partial(Connection, doorman),
             timeout_keep_alive=options.keep_alive_timeout_s,
             lifespan="off",
             access_log=False,

@@ -3,6 +3,7 @@
 Everything but Ray is there: `with served_app(repository, triton.grpc_port, max_in_flight=10) as app: app.post(...)`.
 """
 
+import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,8 +59,8 @@ def served_app(
     app = create_app(chosen, read_bundle(repository))
     server = uvicorn.Server(
         uvicorn.Config(
-            Edge(app, app.state.doorman),
-            http=Connection,
+            Edge(app),
+            http=functools.partial(Connection, app.state.doorman),
             host="127.0.0.1",
             port=port,
             log_level="critical",

@@ -15,9 +15,9 @@ from gateway.admission import (
     BATCHES_AT_TRITON,
     BULK_AT_ONCE,
     BURST_SECONDS,
+    EXPECTED_SECONDS,
     LEAST,
     LONGEST_RETRY_SECONDS,
-    PROBE_SECONDS,
     RETRY_SPREAD,
     SMALL,
     STALL_WORK_SECONDS,
@@ -167,9 +167,8 @@ def test_at_three_times_the_capacity_the_model_is_busy_and_nobody_waits_long(wor
     accepted, refused = world.offer(3 * capacity, seconds)
     assert len(accepted) > 0.9 * capacity * seconds
     assert refused > 1.8 * len(accepted)
-    # Where batches gain nothing LEAST is more than is needed; the gateway itself needs it with small models.
-    assert p99(accepted) < (5 if model == MODELS["long texts, nothing to gain by batches"] else 3) * p99(busy)
-    world.offer(0.5 * capacity, max(5, 2 * LEAST / capacity))
+    assert p99(accepted) < 3 * p99(busy)
+    world.offer(0.5 * capacity, 5)
     calm, refused = world.offer(0.5 * capacity, 0.2 * seconds)
     assert refused == 0
     assert p99(calm) < p99(busy)
@@ -183,25 +182,48 @@ def test_the_limit_grows_for_a_model_that_needs_more_at_once(world):
     assert world.admission.limit > 3 * LEAST
 
 
-def test_the_limit_follows_a_new_model_under_an_overload_that_never_ends(world):
-    world = world(0.02, 0.001)
-    world.offer(1, 10)
-    world.offer(1500, 15)
-    world.a, world.b = 0.005, 0.0005  # promoted: a faster one
-    world.offer(2500, 3)
+@pytest.mark.parametrize("faster", [True, False])
+def test_the_limit_follows_a_new_model_under_an_overload_that_never_ends(world, faster):
+    slow, fast = (0.02, 0.0016), (0.005, 0.0003)
+    before, after = (slow, fast) if faster else (fast, slow)
+    world = world(*before)
+    world.offer(6000, 10)
     stale = world.admission.limit
-    world.offer(2500, PROBE_SECONDS)
-    assert world.admission.pace.seconds_alone == pytest.approx(0.0055, rel=0.2)
-    assert world.admission.limit < stale / 2
+    world.a, world.b = after  # promoted
+    world.offer(6000, 10)
+    took, _ = world.offer(6000, 10)
+    assert world.admission.pace.rate == pytest.approx(len(took) / 10, rel=0.1)
+    assert (world.admission.limit > 1.5 * stale) if faster else (world.admission.limit < stale / 1.5)
 
 
 def test_a_burst_is_let_in_and_a_standing_line_is_not(world):
     world = world(*MODELS["a small model"])
+    world.offer(2000, 5)
     world.offer(20, 5)
     places = []
     while world.admission.has_room(1):
         places.append(enter(world.admission, 1))
-    assert len(places) == pytest.approx(LEAST + SMALL + BURST_SECONDS * world.admission.pace.rate, abs=1)
+    expected = world.admission.limit + SMALL + BURST_SECONDS * world.admission.pace.rate
+    assert len(places) == pytest.approx(expected, abs=1)
+
+
+def test_those_who_are_expected_have_their_place_until_they_are_too_late(world):
+    world = world(*MODELS["a small model"])
+    with world.admission.let_in(1):
+        passed = 0
+        while world.admission.has_room(1):
+            world.admission.expect()
+            passed += 1
+        assert LEAST <= passed <= 3 * LEAST
+        places = [enter(world.admission, 1) for _ in range(passed)]  # each finds what it was promised
+        assert not world.admission.has_room(1)
+        for place in places:
+            place.__exit__(None, None, None)
+        for _ in range(passed):
+            world.admission.expect()
+        assert not world.admission.has_room(1)
+        world.now += EXPECTED_SECONDS + 0.01
+        assert world.admission.has_room(1)
 
 
 def test_a_stall_is_waited_for_and_leaves_no_line_behind(world):
@@ -228,10 +250,12 @@ def test_an_overload_on_top_of_a_stall_is_bounded_and_over_soon_after(world):
 
 def test_what_waits_now_decides_when_to_come_back(world):
     world = world(0.5, 0.5)
-    world.offer(0.2, 50)
-    places = [enter(world.admission, 1) for _ in range(LEAST)]
-    assert len(places) == LEAST
-    assert 25 <= int(world.admission.refusal(1).headers["Retry-After"]) <= LONGEST_RETRY_SECONDS + RETRY_SPREAD
+    world.offer(6, 300)
+    wait = world.admission.texts / world.admission.pace.rate
+    assert wait > 5
+    assert wait <= int(world.admission.refusal(1).headers["Retry-After"]) <= wait + 1 + RETRY_SPREAD
+    world.admission._small *= 10
+    assert int(world.admission.refusal(1).headers["Retry-After"]) >= LONGEST_RETRY_SECONDS
 
 
 class Line:
