@@ -22,6 +22,7 @@ BEFORE_SECONDS = 1.0  # of undisturbed traffic
 DEADLINE_SECONDS = 15.0  # of a request, by the gateway's default
 HEALED_SECONDS = 10.0  # from the end of the cause to the last request that fell due and was not answered
 MOST_CUT = 10
+RAY_SECONDS = 60.0
 IN_A_ROW = 50  # right answers, without another in between, that make a service whole
 
 STUB, TRITON, REPLICA = "triton_python_backend_stub", "bin/tritonserver", "ServeReplica"
@@ -37,8 +38,11 @@ def stack(running_stack):
 
 
 def signal_all(stack: Stack, name: str, number: int) -> None:
-    victims = stack.descendants(name)
-    assert victims, f"there is no {name}"
+    """Ray brings back its proxy, which nobody uses, when it likes; so it may take a while until there is one again."""
+    until = time.monotonic() + RAY_SECONDS
+    while not (victims := stack.descendants(name)):
+        assert time.monotonic() < until, f"there is no {name}"
+        time.sleep(0.1)
     for victim in victims:
         os.kill(victim.pid, number)
 
