@@ -225,7 +225,7 @@ def restart(settings: Settings) -> None:
     before = _read_state(settings).get("restarts")
     began = time.monotonic()
     process.send_signal(signal.SIGUSR1)
-    while (state := _read_state(settings)).get("restarts") == before:
+    while (state := _read_state(settings)).get("restarts") == before and _running(settings):
         time.sleep(0.1)
     if not _running(settings):
         raise StartError(f"process {process.pid} ended meanwhile; look at var/log")

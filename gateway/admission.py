@@ -24,7 +24,7 @@ from gateway.errors import Overloaded
 SMALL = 16  # texts of a request that is not bulk
 LEAST = 32  # texts: the limit of small requests never falls below, whatever was measured
 BULK_AT_ONCE = 2  # requests: one being answered, one behind it
-WAIT_SECONDS = 0.03  # a let-in request may take: a good deal longer than alone, and still soon
+WAIT_SECONDS = 0.035  # a let-in request may take: a good deal longer than alone, and still soon
 BURST_SECONDS = 0.1  # of work, and one request more, may wait beyond the limit once in a while
 BURST_BACK = 0.01  # of what is answered is allowed for the next burst
 STALL_SECONDS = 1.0  # without any answer, and it is not too much work that is the matter
@@ -63,6 +63,10 @@ class Pace:
         self._window_began = now
         self._answered = 0
 
+    def idled(self, since: float, now: float) -> None:
+        """There was nothing to answer: that time is no part of the window."""
+        self._window_began += now - max(since, self._window_began)
+
     def answered(self, texts: int, now: float) -> None:
         self._answered += texts
         seconds = now - self._window_began
@@ -92,7 +96,7 @@ class Admission:
         self._bulk_requests = 0
         self._expected: deque[float] = deque()  # when those who passed the door did, and have not come in yet
         self._burst = 0.0  # texts let in beyond the limit lately
-        self._last_answer = monotonic()
+        self._last_answer = self._idle_since = monotonic()
         self._last_full = -math.inf
         self._refused = 0
 
@@ -108,8 +112,7 @@ class Admission:
     @contextmanager
     def let_in(self, texts: int) -> Iterator[None]:
         """Overloaded when these texts would wait too long, else the place for them."""
-        if self._expected:
-            self._expected.popleft()
+        self._arrived()
         if not self._has_room(texts):
             raise self.refusal(texts)
         self._enter(texts, monotonic())
@@ -132,6 +135,20 @@ class Admission:
     def expect(self) -> None:
         """Somebody for whom there was room is on the way: the next one must not be promised the same place."""
         self._expected.append(monotonic())
+
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """Around all that comes before `let_in`: who is turned away there needs the promised place no more."""
+        try:
+            yield
+        except BaseException:
+            self._arrived()
+            raise
+
+    def _arrived(self) -> None:
+        """The youngest of those expected, so that those who never come grow old and are forgotten."""
+        if self._expected:
+            self._expected.pop()
 
     def _has_room(self, texts: int, expected: int = 0) -> bool:
         if self.texts + expected == 0:
@@ -171,6 +188,7 @@ class Admission:
     def _enter(self, texts: int, now: float) -> None:
         if self.texts == 0:
             self._last_answer = now  # there was nothing to answer
+            self.pace.idled(self._idle_since, now)
             self._burst = 0.0
         if texts > SMALL:
             self._bulk += texts
@@ -191,6 +209,8 @@ class Admission:
             self._bulk_requests -= 1
         else:
             self._small -= texts
+        if self.texts == 0:
+            self._idle_since = monotonic()
 
     def _learn(self, texts: int, now: float) -> None:
         self._last_answer = now

@@ -67,7 +67,7 @@ def create_app(settings: Settings, bundle: Bundle) -> FastAPI:
     champion = Champion(shelf, candidate, bundle, metrics.serves)
     predictor = Predictor(champion, candidate, triton, admission, metrics, deadline_seconds=settings.deadline_seconds)
     keys = Keys(settings.api_key, settings.keys_path)
-    api = Api(settings, keys, champion, candidate, predictor, metrics)
+    api = Api(settings, keys, admission, champion, candidate, predictor, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -136,6 +136,7 @@ class Api:
         self,
         settings: Settings,
         keys: Keys,
+        admission: Admission,
         champion: Champion,
         candidate: Candidate,
         predictor: Predictor,
@@ -143,15 +144,17 @@ class Api:
     ) -> None:
         self.settings = settings
         self.keys = keys
+        self.admission = admission
         self.champion = champion
         self.candidate = candidate
         self.predictor = predictor
         self.metrics = metrics
 
     async def predict(self, request: Request) -> Response:
-        self._authorize(request)
-        asked = await self._read(request, PredictRequest)
-        self._check_length("text", asked.text)
+        with self.admission.awaited():
+            self._authorize(request)
+            asked = await self._read(request, PredictRequest)
+            self._check_length("text", asked.text)
         try:
             bundle, (answer,) = await self._answer(request, [asked.text])
         except EmptyText as error:
@@ -161,14 +164,16 @@ class Api:
         return _json(body)
 
     async def predict_batch(self, request: Request) -> Response:
-        self._authorize(request)
-        asked = await self._read(request, BatchRequest)
-        if len(asked.texts) > self.settings.max_texts:
-            raise TooManyTexts(
-                f"texts has {len(asked.texts)} entries, the limit is {self.settings.max_texts}; send several batches"
-            )
-        for row, text in enumerate(asked.texts):
-            self._check_length(f"texts[{row}]", text, row)
+        with self.admission.awaited():
+            self._authorize(request)
+            asked = await self._read(request, BatchRequest)
+            if len(asked.texts) > self.settings.max_texts:
+                raise TooManyTexts(
+                    f"texts has {len(asked.texts)} entries, the limit is {self.settings.max_texts}; send several "
+                    "batches"
+                )
+            for row, text in enumerate(asked.texts):
+                self._check_length(f"texts[{row}]", text, row)
         try:
             bundle, answers = await self._answer(request, asked.texts)
         except EmptyText as error:

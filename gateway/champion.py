@@ -167,6 +167,7 @@ class Champion:
         try:
             if in_doubt:
                 self._in_doubt = False
+                self._next_try = time.monotonic() + RETRY_SECONDS  # a doubt that recurs is not looked into all the time
                 bundle = self.live
                 self._shelf.distrust(bundle)
             else:

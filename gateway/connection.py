@@ -52,10 +52,12 @@ class Connection(HttpToolsProtocol):
     def _may_be_refused(self) -> bool:
         """Not behind a request that is being answered, and not where the connection ends with this one."""
         first_in_line = self.cycle is None or self.cycle.response_complete
-        return first_in_line and self.parser.get_method() == b"POST" and self._is_kept()
+        reads = not self.flow.write_paused  # else its answers pile up here, where nothing holds it back
+        return first_in_line and reads and self.parser.get_method() == b"POST" and self._is_kept()
 
     def _is_kept(self) -> bool:
-        return self.parser.should_keep_alive() and CLOSE not in self.server_state.default_headers
+        kept = self.parser.should_keep_alive() and self.parser.get_http_version() == "1.1"
+        return kept and CLOSE not in self.server_state.default_headers
 
     def pause_writing(self) -> None:
         super().pause_writing()

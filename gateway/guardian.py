@@ -88,15 +88,15 @@ def remove_folders_of_the_dead() -> None:
     """The folders of gateways that were killed."""
     for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
         pid = folder.name.removeprefix(FOLDER)
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+        # Not ours either, where it bears our number: in a container every guardian has the same.
+        if pid.isdigit() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def die_with_parent() -> None:
-    """Called by the serving process: SIGTERM to us when the guardian is gone, also when it is gone already."""
-    parent = os.getppid()
+def die_with_guardian(folder: Path) -> None:
+    """Called by the serving process: SIGTERM to us when the guardian, whose folder this is, is gone or goes."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
+    if os.getppid() != int(folder.name.removeprefix(FOLDER)):
         os.kill(os.getpid(), signal.SIGTERM)
 
 

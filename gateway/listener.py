@@ -55,6 +55,7 @@ def borrow_the_port(folder: Path, host: str, doorman: Doorman) -> None:
             wrapped,
             http=functools.partial(Connection, doorman),
             timeout_keep_alive=options.keep_alive_timeout_s,
+            ws="none",
             lifespan="off",
             access_log=False,
             log_config=None,

@@ -1,9 +1,9 @@
 """What the gateway writes to stderr: one JSON object per line, or plain lines for people (NUNCHI_LOG_FORMAT=text).
 
-A request that failed, was turned away or was slow gets one line with its id, which Triton's log and the caller's
-answer have too; a request that went well gets none.  A line says how many texts there were and how long they were,
-never what they said.  An overload must not become a flood of lines, so of one kind only LINES_PER_SECOND are written,
-and then how many were not.
+A request that failed or was slow gets one line with its id, which Triton's log and the caller's answer have too; one
+that went well gets none, and one that was refused at the door (doorman.py) is only counted.  A line says how many texts
+there were and how long they were, never what they said.  A fault must not become a flood of lines, so of one kind only
+LINES_PER_SECOND are written, and then how many were not.
 """
 
 import asyncio

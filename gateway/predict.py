@@ -60,6 +60,7 @@ class Predictor:
         self._metrics = metrics
         self._deadline_seconds = deadline_seconds
         self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+        self._live_answers = 0
 
     def close(self) -> None:
         self._shadow.close()
@@ -95,25 +96,33 @@ class Predictor:
     async def _answer_live(self, texts: list[str], exchange: Exchange) -> tuple[Bundle, list[Answer]]:
         bundle = self._champion.live
         try:
-            return bundle, await self._answer_with(bundle, texts, exchange, exchange.until)
+            answers = await self._answer_with(bundle, texts, exchange, exchange.until)
         except VersionNotReady:
             await self._champion.refresh()
             if self._champion.live.version == bundle.version:
                 raise
             bundle = self._champion.live
-            return bundle, await self._answer_with(bundle, texts, exchange, exchange.until)
+            answers = await self._answer_with(bundle, texts, exchange, exchange.until)
+        self._live_answers += 1
+        return bundle, answers
 
     async def _answer_on_trial(self, trial: Trial, texts: list[str], exchange: Exchange) -> tuple[Bundle, list[Answer]]:
-        """By the candidate; by the Champion where it fails.  Where both fail, it was not the candidate's fault."""
-        now = time.monotonic()
+        """By the candidate; by the Champion where it fails.
+
+        Where both fail, or were silent together, it was not the candidate's fault.
+        """
+        now, live_answers = time.monotonic(), self._live_answers
         until = now + CANDIDATE_SHARE_OF_TIME * (exchange.until - now)
         try:
             async with asyncio.timeout(until - now):
                 answers = await self._answer_with(trial.bundle, texts, exchange, until)
-        except (RequestError, TimeoutError):
+        except (RequestError, TimeoutError) as error:
+            silent = isinstance(error, TimeoutError | DeadlineExceeded)
+            silent_alone = self._live_answers > live_answers
             answered = await self._answer_live(texts, exchange)
-            self._metrics.candidate_failed(trial.bundle.version)
-            trial.failed()
+            if silent_alone or not silent:
+                self._metrics.candidate_failed(trial.bundle.version)
+                trial.failed()
             return answered
         trial.answered(sum(map(len, texts)), exchange.stages.inference)
         return trial.bundle, answers

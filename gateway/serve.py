@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.app import create_app
 from gateway.bundle import Bundle, read_bundle
 from gateway.errors import CannotStart, RequestError
-from gateway.guardian import die_with_parent
+from gateway.guardian import die_with_guardian
 from gateway.keys import Keys
 from gateway.listener import borrow_the_port
 from gateway.log import configure_log
@@ -58,7 +58,7 @@ def run(settings: Settings, folder: Path) -> int:
     """Serve until a signal comes; Ray keeps its files in `folder`.  CannotStart for what the user must fix."""
     with suppress(Stop):
         stop_on_signals()
-        die_with_parent()
+        die_with_guardian(folder)
         configure_log(sys.stderr, settings.log_format)
         Keys(settings.api_key, settings.keys_path)  # so that a file that will not do is refused here
         bundle = read_bundle(settings.repository)

@@ -61,6 +61,7 @@ def served_app(
         uvicorn.Config(
             Edge(app),
             http=functools.partial(Connection, app.state.doorman),
+            ws="none",
             host="127.0.0.1",
             port=port,
             log_level="critical",

@@ -366,3 +366,52 @@ def test_a_request_larger_than_the_gate_passes_alone():
         assert line.inside == ["one"]
 
     asyncio.run(scenario())
+
+
+def test_those_who_are_turned_away_at_the_desk_take_nobodys_place(world):
+    """A tenth has a wrong key: they pass the door, and never come in."""
+    world = world(*MODELS["a small model"])
+    luck, refused, came = random.Random(2), 0, 0
+    with world.admission.let_in(1):
+        for _ in range(5000):
+            world.now += 1 / 1600
+            if not world.admission.has_room(1):
+                refused += 1
+                continue
+            world.admission.expect()
+            if luck.random() < 0.1:
+                with pytest.raises(Overloaded), world.admission.awaited():
+                    raise Overloaded("a wrong key would do")
+            else:
+                with world.admission.let_in(1):
+                    came += 1
+    assert refused == 0 and came > 4000
+
+
+def test_late_bodies_take_nobodys_place_for_long(world):
+    world = world(*MODELS["a small model"])
+    with world.admission.let_in(1):
+        for _ in range(30):
+            world.admission.expect()  # never heard of again
+        refused = 0
+        for _ in range(1000):
+            world.now += 1 / 800
+            if world.admission.has_room(1):
+                world.admission.expect()
+                with world.admission.let_in(1):
+                    pass
+            else:
+                refused += 1
+        assert refused == 0
+
+
+def test_the_time_in_which_nobody_asks_is_no_part_of_the_pace(world):
+    """Bursts that reach the limit, at a quarter of what the model can do."""
+    world = world(0.002, 0.0005)
+    capacity = BATCH / (0.002 + 0.0005 * BATCH)
+    refused = 0
+    for _ in range(100):
+        _, more = world.offer(4 * capacity, 0.05)
+        refused += more
+        world.offer(1, 0.15)
+    assert world.admission.pace.rate > 0.7 * capacity

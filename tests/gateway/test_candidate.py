@@ -34,6 +34,7 @@ from tests.gateway.gateway_process import wait_until
 from tests.gateway.judging import Judge, callers
 from tests.gateway.served_app import ServedApp, served_app
 from tests.gateway.test_outage import load, replace_model
+from tests.gateway.triton_parts import stopped_triton
 from tests.triton_process import TritonProcess, free_ports, running_triton
 
 LIVE, OTHER, BROKEN, SLOW, THIRD = 1, 6, 2, 3, 4
@@ -212,6 +213,18 @@ def test_what_the_candidate_cannot_answer_the_champion_answers_and_then_it_is_en
     assert f"candidate version {BROKEN} (canary of 1 of the requests) is ended: 49 of its last 50" in caplog.text
     assert version_of(ask(app, "영화")) == LIVE
     assert app.is_ready()
+
+
+def test_a_triton_that_stands_still_is_not_the_candidates_fault(repository, triton):
+    """It goes on after the candidate's half of the deadline is over, so the Champion answers."""
+    with served_app(repository, triton.grpc_port, deadline_seconds=3.0) as app, ThreadPoolExecutor(8) as clients:
+        try_out(app, repository, OTHER, "canary", 1.0)
+        with stopped_triton(triton):
+            asked = [clients.submit(ask, app, "영화", str(number)) for number in range(8)]
+            time.sleep(2.0)
+        assert {version_of(each.result()) for each in asked} == {LIVE}
+        assert failures(app, OTHER) == 0
+        assert version_of(ask(app, "영화")) == OTHER
 
 
 def test_an_ended_candidate_stays_ended_until_it_is_named_with_another_since(app, repository):

@@ -103,6 +103,32 @@ def test_a_full_gateway_refuses_before_the_body_is_there_and_counts_it(app, trit
         connection.close()
 
 
+def test_what_is_refused_at_the_door_is_whole_http_whatever_is_sent(app, triton):
+    """An upgrade, a chunked body, one request behind another, and HTTP/1.0, which is not refused at the door."""
+    chunked = b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+    requests = {
+        b"POST /v1/predict HTTP/1.1\r\nconnection: upgrade\r\nupgrade: websocket\r\ncontent-length: 0\r\n\r\n": 1,
+        b"POST /v1/predict HTTP/1.1\r\nhost: x\r\n" + chunked: 1,
+        b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}" * 3: 3,
+        b"POST /v1/predict HTTP/1.0\r\nauthorization: Bearer s3cret\r\ncontent-type: application/json\r\n"
+        b'content-length: 12\r\n\r\n{"text":"x"}': 1,
+    }  # fmt: skip
+    with stopped_triton(triton):
+        connections = [hanging_request(app, '{"text": "영화"}'.encode()) for _ in range(10)]
+        wait_until(lambda: app.metric(IN_FLIGHT) == 10, 5, "the gateway is full")
+        for request, answers in requests.items():
+            with socket.create_connection(("127.0.0.1", app.port), timeout=10) as connection:
+                connection.sendall(request)
+                received = b""
+                while received.count(b"HTTP/1.1 429 ") < answers or not received.endswith(b"}"):
+                    received += (more := connection.recv(65536))
+                    assert more, received
+                assert received.count(b"HTTP/1.1 ") == received.count(b'"code":"overloaded"') == answers
+    for connection in connections:
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        connection.close()
+
+
 def silent(connection: socket.socket) -> float:
     """Seconds until the other side has enough of it."""
     began = time.monotonic()

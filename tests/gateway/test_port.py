@@ -4,12 +4,14 @@ import asyncio
 import json
 import os
 import socket
+import tempfile
 import time
 from contextlib import asynccontextmanager
 
 import pytest
 
 from gateway.errors import PortTaken
+from gateway.guardian import remove_folders_of_the_dead
 from gateway.port import DRAIN, HERE, NAME, READY, WHEN_READY, Port, open_port
 from gateway.standby import HEAL_SECONDS, answer
 
@@ -150,3 +152,13 @@ def test_a_port_of_somebody_else_is_one_sentence():
         number = other.getsockname()[1]
         with pytest.raises(PortTaken, match=rf"cannot listen on 127\.0\.0\.1:{number} .*NUNCHI_GATEWAY_PORT"):
             open_port("127.0.0.1", number)
+
+
+def test_the_folder_of_a_dead_guardian_goes_even_where_it_had_our_number(tmp_path, monkeypatch):
+    """In a container every guardian has the same process id."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ours, living, dead = (tmp_path / f"nunchi-ray-{pid}" for pid in (os.getpid(), os.getppid(), 2**22 + 1))
+    for folder in (ours, living, dead):
+        folder.mkdir()
+    remove_folders_of_the_dead()
+    assert [folder.exists() for folder in (ours, living, dead)] == [False, True, False]
