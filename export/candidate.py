@@ -22,7 +22,7 @@ from export.bundle import read_manifest
 from export.errors import ExportError, ReleaseRefused
 from export.gateway import Gateway
 from export.publish import open_stage
-from export.release import load_beside, serve_again, soak, take_candidate_out
+from export.release import load_beside, refuse_second_candidate, serve_again, soak, take_candidate_out
 from export.serving import MODES, Candidate, Serving, read_serving, serving_file, version_folder
 from export.settings import Settings, read_settings
 from export.triton import Triton
@@ -57,8 +57,7 @@ def start(options: argparse.Namespace, settings: Settings) -> None:
     serving = read_serving(options.repository)
     if serving is None:
         raise ReleaseRefused(f"{options.repository} serves nothing yet; run make export first")
-    if serving.candidate:
-        raise ReleaseRefused(f"version {serving.candidate.version} is the candidate already; promote or end it first")
+    refuse_second_candidate(serving)
     with Triton(settings) as triton:
         if not triton.listens():
             raise ReleaseRefused(f"a candidate wants a running Triton, and none listens at {triton.address}; make up")

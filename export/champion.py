@@ -43,8 +43,12 @@ def release_champion(
     registry: "Registry",
     champion: "Version",
     version: int | None = None,
+    *,
+    known: bool = False,
 ) -> Released | None:
     """Let the Champion answer, from the version folder that holds it already or from a new one; None if it does.
+
+    A repository that is ``known`` is not made anew when it is gone.
 
     Raises:
         ExportError, TrainingError: it cannot be fetched, exported or released.
@@ -54,13 +58,13 @@ def release_champion(
         log.info("the Champion, version %d of the registry, serves already", champion.number)
         return None
     if published:
-        released = serve_again(repository, int(published.name), settings)
+        released = serve_again(repository, int(published.name), settings, known=known)
         log.info("the Champion, version %d of the registry, is version %s and serves again", champion.number,
                  published.name)  # fmt: skip
         return released
     log.info("the Champion is version %d of the registry", champion.number)
     checkpoint = registry.fetch(champion)
-    with open_stage(repository, version) as stage:
+    with open_stage(repository, version, known=known) as stage:
         build(stage, checkpoint, order)
         return release(stage, settings)
 

@@ -9,8 +9,11 @@ ExportError
 ├── GateClosed           no remedy made a file that answers like torch: nothing is published
 ├── BundleBroken         a written bundle does not read back as it was written
 ├── RepositoryError      the model repository cannot take this version
-│   └── RepositoryBusy     another command is changing it
+│   ├── RepositoryBusy     another command is changing it
+│   ├── RepositoryAway     it cannot be read or written now, or is gone
+│   └── RepositoryFull     there is no room for what is to be written
 ├── TritonAway           Triton is needed and does not answer, or not to this key
+│   └── TritonLost         it went away while it loaded or proved a version, which may be why
 └── ReleaseRefused       Triton or the gateway does not serve this version; the one before goes on
 """
 
@@ -55,7 +58,19 @@ class RepositoryBusy(RepositoryError):
     pass
 
 
+class RepositoryAway(RepositoryError):
+    pass
+
+
+class RepositoryFull(RepositoryError):
+    pass
+
+
 class TritonAway(ExportError):
+    pass
+
+
+class TritonLost(TritonAway):
     pass
 
 

@@ -11,6 +11,7 @@ from export.triton import listens
 FOLLOW_SECONDS = 10.0  # from a changed serving.json to the first answer of the version it names
 ASK_SECONDS = 6.0  # its canary waits up to 5 s for Triton
 PAUSE_SECONDS = 0.02
+ELSEWHERE = ", so another service may listen there: set NUNCHI_GATEWAY_PORT"
 
 
 class Gateway:
@@ -25,7 +26,7 @@ class Gateway:
         """Seconds until a canary of this version went right through the gateway.
 
         Raises:
-            ReleaseRefused: it has not within ``seconds``.
+            ReleaseRefused: it has not within ``seconds``, or is another service.
         """
         began = time.monotonic()
         while True:
@@ -47,11 +48,21 @@ class Gateway:
         return [line for line in lines if line.startswith(wanted) and "_created" not in line]
 
     def _ready(self) -> tuple[str | None, str]:
-        """The version /readyz names; None with a few words when it names none."""
+        """The version /readyz names; None with a few words when it names none.
+
+        Raises:
+            ReleaseRefused: whoever listens there is not the gateway.
+        """
         status, page = self._get("/readyz")
         if status != 200:
-            return None, page if status is None else f"/readyz says {status}"
-        version = json.loads(page)["model_version"]
+            return None, page if status is None else f"/readyz says {status}{ELSEWHERE if status == 404 else ''}"
+        try:
+            version = json.loads(page)["model_version"]
+        except (ValueError, KeyError, TypeError):
+            raise ReleaseRefused(
+                f"another service than the gateway answers at {self.address}; set NUNCHI_GATEWAY_PORT to the port of "
+                "the gateway"
+            ) from None
         return version, f"it answers with version {version}"
 
     def _get(self, path: str) -> tuple[int | None, str]:

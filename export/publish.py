@@ -9,7 +9,6 @@ A kill between two steps leaves the old version serving; the next export clears 
 the steps, serving.py the file that makes a version answer.
 """
 
-import errno
 import fcntl
 import os
 import shutil
@@ -21,11 +20,19 @@ from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from export.errors import RepositoryBusy, RepositoryError
-from export.serving import MODEL, Serving, flush, move_durably, read_serving, version_folder, write_durably
+from export.errors import RepositoryAway, RepositoryBusy, RepositoryError
+from export.serving import (
+    MODEL,
+    Serving,
+    flush,
+    in_one_sentence,
+    move_durably,
+    read_serving,
+    serving_file,
+    version_folder,
+    write_durably,
+)
 from export.triton_config import build_config, read_config, to_text
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -46,36 +53,40 @@ class Stage:
 
 
 @contextmanager
-def open_stage(repository: Path, version: int | None = None) -> Iterator[Stage]:
-    """Lock ``repository`` (made when it is missing) and stage the next version, or the one asked for.
+def open_stage(repository: Path, version: int | None = None, *, known: bool = False) -> Iterator[Stage]:
+    """Lock ``repository`` and stage the next version, or the one asked for.
+
+    A repository that is missing is made, unless it is ``known``, which it is when serving.json has been read there.
 
     Raises:
-        RepositoryError: another export is at work, the version is taken, serving.json cannot be read, or the disk is
-            full.
+        RepositoryError: another export is at work, the version is taken, serving.json cannot be read, the disk is full
+            or refuses, or what is known is gone.
     """
-    repository = repository.resolve()
-    made = _make_folder(repository)
-    try:
-        with _locked(repository):
-            for left_behind in repository.parent.glob(f".{repository.name}.staging-*"):
-                shutil.rmtree(left_behind)
-            number = _choose_version(repository, read_serving(repository), version)
-            folder = Path(tempfile.mkdtemp(prefix=f".{repository.name}.staging-", dir=repository.parent))
-            try:
-                stage = Stage(repository, folder, number)
-                stage.version_folder.mkdir()
-                yield stage
-            finally:
-                shutil.rmtree(folder)
-    except OSError as exc:
-        if exc.errno not in DISK_FULL:
-            raise
-        raise RepositoryError(
-            f"{repository.parent} cannot hold another version ({exc.strerror}); make room there, nothing was changed"
-        ) from exc
-    finally:
-        if made and not any(repository.iterdir()):
-            repository.rmdir()
+    with in_one_sentence(repository):
+        repository = repository.resolve()
+        made = not known and _make_folder(repository)
+        try:
+            with _locked(repository):
+                for left_behind in repository.parent.glob(f".{repository.name}.staging-*"):
+                    shutil.rmtree(left_behind)
+                serving = read_serving(repository)
+                if known and serving is None:
+                    raise RepositoryAway(gone(repository))
+                number = _choose_version(repository, serving, version)
+                folder = Path(tempfile.mkdtemp(prefix=f".{repository.name}.staging-", dir=repository.parent))
+                try:
+                    stage = Stage(repository, folder, number)
+                    stage.version_folder.mkdir()
+                    yield stage
+                finally:
+                    shutil.rmtree(folder)
+        finally:
+            if made and not any(repository.iterdir()):
+                repository.rmdir()
+
+
+def gone(repository: Path) -> str:
+    return f"{serving_file(repository)} was there and is gone; bring the repository back, it is not made anew"
 
 
 def check_labels(repository: Path, labels: int) -> None:
@@ -120,12 +131,6 @@ def configuration(repository: Path, labels: int, versions: list[int]) -> ModelCo
     config.ClearField("version_policy")
     config.version_policy.specific.versions.extend(versions)
     return config
-
-
-def named_versions(repository: Path) -> list[int]:
-    """The versions that config.pbtxt names: each has been proven."""
-    file = repository / MODEL / "config.pbtxt"
-    return list(read_config(file).version_policy.specific.versions) if file.exists() else []
 
 
 def max_batch_size(repository: Path) -> int:

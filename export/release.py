@@ -11,6 +11,8 @@
     9. let go             the version before is released
 
 Until step 6 the version before serves and is all that config.pbtxt names. A step that fails undoes those before it.
+A version that a rollback could turn to stays loaded as long as config.pbtxt names it: it is taken out of there first,
+under the lock of serving.json, and released by Triton afterwards.
 After a kill the next release clears up: it loads exactly the versions that serve, and its own. Where neither Triton nor
 a gateway runs, steps 3, 4, 7, 8 and 9 have nobody to be done with.
 """
@@ -24,9 +26,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
 from export import publish
 from export.bundle import read_manifest, verify_bundle
-from export.errors import BundleBroken, ExportError, ReleaseRefused, RepositoryBusy, TritonAway
+from export.errors import BundleBroken, ExportError, ReleaseRefused, RepositoryAway, RepositoryBusy, TritonAway
 from export.gateway import Gateway
 from export.manifest import Manifest
 from export.publish import Stage
@@ -34,6 +38,8 @@ from export.serving import (
     MODEL,
     Candidate,
     Serving,
+    alone,
+    changed,
     locked,
     move_durably,
     now,
@@ -45,10 +51,12 @@ from export.serving import (
 )
 from export.settings import Settings
 from export.triton import Triton
+from export.triton_config import named_versions
 
 log = logging.getLogger(__name__)
 
-SETTLE_SECONDS = 1.0  # gateways look at serving.json four times a second
+SETTLE_SECONDS = 0.5  # gateways look at serving.json twenty times a second, and end what they have sent
+BUSY_SECONDS = 0.5  # between two looks whether another command has left the repository
 RETURN_SECONDS = 5.0  # for the gateway to go back to the version before, when the new one is refused
 
 
@@ -77,24 +85,36 @@ def release(stage: Stage, settings: Settings) -> Released:
     manifest = _verify_staged(stage)
     before = read_serving(stage.repository)
     after = _succession(stage.repository, before, stage.version)
-    live = _bring_in(stage, settings, manifest, before, after, [before.version] if before else [], staged=True)
+    live = _bring_in(stage, settings, manifest, before, after, _in_service(stage.repository, before), staged=True)
     return Released(after, live)
 
 
-def serve_again(repository: Path, version: int, settings: Settings, *, rolling_back: bool = False) -> Released:
+def serve_again(
+    repository: Path,
+    version: int,
+    settings: Settings,
+    *,
+    known: bool = False,
+    roll_back_from: Serving | None = None,
+) -> Released:
     """Let a version that was published before answer once more; nothing is copied.
 
     Raises:
         As `release`.
+        RepositoryBusy: another command was faster: it serves, or what is to be rolled back does not serve any more.
     """
-    with publish.open_stage(repository) as stage:
+    with publish.open_stage(repository, known=known) as stage:
+        before = read_serving(repository)
+        if roll_back_from and before != roll_back_from:
+            raise RepositoryBusy(changed(repository, before))
+        if before and before.version == version:
+            raise RepositoryBusy(f"version {version} serves already: another command was faster")
         manifest = verify_bundle(version_folder(repository, version))
         publish.check_labels(repository, len(manifest.labels))
-        before = read_serving(repository)
         after = _succession(repository, before, version)
-        if rolling_back:
+        if roll_back_from:
             after = dataclasses.replace(after, rolled_back=before.version)
-        live = _bring_in(stage, settings, manifest, before, after, [before.version] if before else [], staged=False)
+        live = _bring_in(stage, settings, manifest, before, after, _in_service(repository, before), staged=False)
         return Released(after, live)
 
 
@@ -106,8 +126,17 @@ def load_beside(stage: Stage, settings: Settings, mode: str, share: float) -> No
     """
     manifest = _verify_staged(stage)
     before = read_serving(stage.repository)
+    refuse_second_candidate(before)
     after = dataclasses.replace(before, candidate=Candidate(stage.version, mode, share, now()))
-    _bring_in(stage, settings, manifest, before, after, publish.named_versions(stage.repository), staged=True)
+    _bring_in(stage, settings, manifest, before, after, named_versions(stage.repository), staged=True)
+
+
+def refuse_second_candidate(serving: Serving) -> None:
+    """Raises:
+    ReleaseRefused: there is a candidate.
+    """
+    if serving.candidate:
+        raise ReleaseRefused(f"version {serving.candidate.version} is the candidate already; promote or end it first")
 
 
 def take_candidate_out(repository: Path, settings: Settings) -> int:
@@ -121,23 +150,30 @@ def take_candidate_out(repository: Path, settings: Settings) -> int:
         if before is None or before.candidate is None:
             raise ReleaseRefused(f"{serving_file(repository)} names no candidate, so there is none to end")
         replace_serving(repository, before, dataclasses.replace(before, candidate=None))
-        kept = [version for version in publish.named_versions(repository) if version != before.candidate.version]
         time.sleep(SETTLE_SECONDS)
-        _keep_only(stage, settings, before, kept or [before.version])
+        with alone(repository) as found:  # a rollback may have come
+            kept = {found.version, *named_versions(repository)} - ({before.candidate.version} - {found.version})
+            config = _name_only(stage, kept)
+        _keep_only(stage, settings, found, config)
         return before.candidate.version
 
 
 def let_go(repository: Path, settings: Settings, serving: Serving) -> bool:
-    """Release the version before ``serving``, which has proven itself; False if somebody has changed it meanwhile."""
-    try:
-        with publish.open_stage(repository) as stage:
-            found = read_serving(repository)
+    """Release the version before ``serving``, which has proven itself; False if somebody has changed it meanwhile.
+
+    config.pbtxt first, under the lock of serving.json: from then on a rollback does not take the version before for
+    loaded, and a Triton that restarts in between has what it needs either way.
+
+    Raises:
+        RepositoryBusy: another command is at work.
+        RepositoryAway: it cannot be reached.
+    """
+    with publish.open_stage(repository, known=True) as stage:
+        with alone(repository) as found:
             if not is_same(found, serving):
                 return False
-            kept = [found.version, *([found.candidate.version] if found.candidate else [])]
-            done = _keep_only(stage, settings, found, kept)
-    except RepositoryBusy:
-        return False  # whoever is at work loads what its own version needs, and no more
+            config = _name_only(stage, {found.version, *([found.candidate.version] if found.candidate else [])})
+        done = _keep_only(stage, settings, found, config)
     if done and serving.previous:
         log.info("version %d is released; make rollback loads it again", serving.previous)
     return done
@@ -153,20 +189,44 @@ def soak(repository: Path, settings: Settings, serving: Serving, seconds: float)
     log.info("version %d stays loaded for %.0f s, for make rollback", serving.previous, seconds)
     try:
         while (left := until - time.monotonic()) > 0:
-            if not is_same(read_serving(repository), serving):
+            if not serves_still(repository, serving):
                 log.info("serving.json has changed; the soak of version %d ends", serving.version)
                 return
             if tell and time.monotonic() >= next_word:
                 print(f"\r  {left:4.0f} s left ", end="", file=sys.stderr, flush=True)
                 next_word += 1.0
             time.sleep(min(left, 0.1))
+        _let_go_in_the_end(repository, settings, serving)
     except KeyboardInterrupt:
         log.info("versions %d and %d both stay loaded until the next release", serving.version, serving.previous)
         return
     finally:
         if tell:
             print("\r" + " " * 20 + "\r", end="", file=sys.stderr)
-    let_go(repository, settings, serving)
+
+
+def _let_go_in_the_end(repository: Path, settings: Settings, serving: Serving) -> None:
+    """However long another command holds the repository, unless it changes what serves."""
+    waits = False
+    while serves_still(repository, serving):
+        try:
+            let_go(repository, settings, serving)
+            return
+        except RepositoryBusy as exc:
+            if not waits:
+                log.info("version %d stays loaded a while longer: %s", serving.previous, exc)
+            waits = True
+            time.sleep(BUSY_SECONDS)
+
+
+def serves_still(repository: Path, serving: Serving) -> bool:
+    """Raises:
+    RepositoryAway: it is not there any more, or cannot be read.
+    """
+    found = read_serving(repository)
+    if found is None:
+        raise RepositoryAway(publish.gone(repository))
+    return is_same(found, serving)
 
 
 def is_serving(repository: Path, version: int) -> bool:
@@ -213,6 +273,13 @@ def _succession(repository: Path, before: Serving | None, version: int) -> Servi
     return Serving(version, previous, now(), candidate=candidate)
 
 
+def _in_service(repository: Path, serving: Serving | None) -> list[int]:
+    """What must stay loaded until the switch: the version that serves, and the one a rollback may go to meanwhile."""
+    if serving is None:
+        return []
+    return [serving.version, *({serving.previous} & set(named_versions(repository)))]
+
+
 def _bring_in(
     stage: Stage,
     settings: Settings,
@@ -248,6 +315,8 @@ def _bring_in(
             if running.gateway and after.version == version:
                 seconds = running.gateway.wait_for(version)
                 log.info("the gateway answers with version %d, %.2f s after serving.json named it", version, seconds)
+        if after.version == version:
+            _let_the_oldest_go(stage, running)
         return running.triton is not None
 
 
@@ -256,7 +325,7 @@ def _undone_on_failure(
     stage: Stage, running: Running, before: Serving | None, after: Serving, version: int
 ) -> Iterator[None]:
     """All as before if the block fails. What that needs is written first, as the disk may be full by then."""
-    named = publish.named_versions(stage.repository)
+    named = named_versions(stage.repository)
     config = stage.repository / MODEL / "config.pbtxt"
     kept_config, kept_serving = stage.folder / "config.before", stage.folder / "serving.before"
     if config.exists():
@@ -274,9 +343,13 @@ def _undone_on_failure(
             if running.gateway and before:
                 with suppress(ReleaseRefused):
                     running.gateway.wait_for(before.version, RETURN_SECONDS)
-        if is_serving(stage.repository, version):  # somebody rolled back and forth meanwhile
+        serves = False
+        with suppress(FileNotFoundError), alone(stage.repository) as found:
+            serves = found is not None and found.version == version
+            if not serves:
+                _put_back(kept_config, config)
+        if serves:  # somebody rolled back and forth meanwhile
             raise
-        _put_back(kept_config, config)
         _unload(stage, running, named)
         publish.take_out(stage)
         if isinstance(exc, ExportError) and before:
@@ -294,21 +367,39 @@ def _put_back(kept: Path, file: Path) -> None:
 
 def _unload(stage: Stage, running: Running, named: list[int]) -> None:
     """Have Triton keep what config.pbtxt names. If it cannot be told, the next release tells it."""
-    if running.triton is None or not named:
+    there = [version for version in named if version_folder(stage.repository, version).is_dir()]
+    if running.triton is None or not there:
         return
     try:
-        running.triton.load(publish.configuration(stage.repository, 0, named))
+        running.triton.load(publish.configuration(stage.repository, 0, there))
     except (ReleaseRefused, TritonAway) as exc:
         log.warning("Triton was not told to unload what was refused, which the next release does: %s", exc)
 
 
-def _keep_only(stage: Stage, settings: Settings, serving: Serving, versions: list[int]) -> bool:
-    """Unload all but these; False when Triton cannot be told, which then keeps the others until the next release.
+def _let_the_oldest_go(stage: Stage, running: Running) -> None:
+    """After a switch, what neither serves nor could be rolled back to; else the next release does it."""
+    try:
+        with alone(stage.repository) as found:  # a rollback may have come
+            named = set(named_versions(stage.repository))
+            kept = named & {found.version, found.previous, found.candidate and found.candidate.version}
+            if kept == named:
+                return
+            config = _name_only(stage, kept)
+        if running.triton:
+            running.triton.load(config)
+    except (ExportError, OSError) as exc:  # the new version serves, whatever becomes of the oldest
+        log.warning("what is not needed any more stays loaded until the next release: %s", exc)
 
-    config.pbtxt first: a Triton that restarts in between has what it needs either way.
-    """
+
+def _name_only(stage: Stage, versions: set[int]) -> ModelConfig:
+    """Have config.pbtxt name these."""
     config = publish.configuration(stage.repository, 0, sorted(versions))
     publish.write_config(stage, config)
+    return config
+
+
+def _keep_only(stage: Stage, settings: Settings, serving: Serving, config: ModelConfig) -> bool:
+    """Unload all but these; False when Triton cannot be told, which then keeps the others until the next release."""
     try:
         with look_around(settings, serving) as running:
             if running.triton:
@@ -327,7 +418,6 @@ def _check_it_is_ours(triton: Triton, repository: Path, before: Serving) -> None
         ReleaseRefused: it serves another repository.
     """
     ready = triton.ready_versions()
-    stranger = next((number for number in sorted(ready) if not version_folder(repository, number).is_dir()), None)
     if before.version in ready:
         try:
             manifest = read_manifest(version_folder(repository, before.version))
@@ -335,6 +425,8 @@ def _check_it_is_ours(triton: Triton, repository: Path, before: Serving) -> None
             return
         max_batch_size = publish.max_batch_size(repository)
         stranger = None if triton.answers_as(manifest, max_batch_size) else before.version
+    else:  # a folder may be missing here too, but then what serves has answered
+        stranger = next((number for number in sorted(ready) if not version_folder(repository, number).is_dir()), None)
     if stranger:
         raise ReleaseRefused(
             f"Triton at {triton.address} serves another repository, as its version {stranger} is not the one of "

@@ -14,15 +14,26 @@ from pathlib import Path
 
 import psutil
 
-from export.errors import ExportError, ReleaseRefused
+from export.errors import ExportError, ReleaseRefused, RepositoryBusy
 from export.gateway import Gateway
-from export.serving import Serving, now, read_serving, replace_serving, serving_file, version_folder
+from export.serving import (
+    Serving,
+    in_one_sentence,
+    now,
+    read_serving,
+    replace_serving,
+    serving_file,
+    version_folder,
+)
 from export.settings import Settings, read_settings
 from export.triton import Triton
+from export.triton_config import named_versions
 
 # onnxruntime, torch, transformers and MLflow take seconds to import: not before the version before answers.
 
 log = logging.getLogger("export.rollback")
+
+BUSY_SECONDS = 10.0  # for the command that is letting a version go, which takes no longer
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,16 +42,34 @@ def main(arguments: list[str] | None = None) -> int:
         options = _parser(settings).parse_args(arguments)
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         left, serving = roll_back(options.repository, settings)
-        print(f"version {serving.version} serves again, not version {left}", flush=True)
-        gateway = Gateway(settings)
-        if gateway.listens():
-            gateway.wait_for(serving.version)
-            seconds = time.time() - psutil.Process().create_time()
-            print(f"the gateway answers with it, {seconds:.2f} s after this command was started", flush=True)
     except ExportError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 2
-    follow_in_registry(options.repository, left, serving.version)
+    except KeyboardInterrupt:
+        print("error: interrupted; what served before serves on", file=sys.stderr)
+        return 130
+    try:
+        print(f"version {serving.version} serves again, not version {left}", flush=True)
+        status = _wait_for_gateway(serving.version, settings)
+        follow_in_registry(options.repository, left, serving.version)
+    except KeyboardInterrupt:
+        print(f"error: interrupted; version {serving.version} serves, the registry may not say so", file=sys.stderr)
+        return 130
+    return status
+
+
+def _wait_for_gateway(version: int, settings: Settings) -> int:
+    """The exit status: 2 if it does not answer with the version, which serving.json names all the same."""
+    gateway = Gateway(settings)
+    if not gateway.listens():
+        return 0
+    try:
+        gateway.wait_for(version)
+    except ExportError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 2
+    seconds = time.time() - psutil.Process().create_time()
+    print(f"the gateway answers with it, {seconds:.2f} s after this command was started", flush=True)
     return 0
 
 
@@ -49,26 +78,50 @@ def roll_back(repository: Path, settings: Settings) -> tuple[int, Serving]:
 
     Raises:
         ReleaseRefused: there is no version to go back to.
+        RepositoryBusy: another command has changed what serves meanwhile, or is at work for longer.
         ExportError: it is not loaded any more, and cannot be loaded again.
     """
-    before = read_serving(repository)
-    if before is None or before.previous is None:
-        raise ReleaseRefused(f"{serving_file(repository)} names no version before, so there is none to go back to")
-    if not version_folder(repository, before.previous).is_dir():
-        raise ReleaseRefused(
-            f"the folder of version {before.previous} is gone from {repository}; put it back, or export a checkpoint"
-        )
-    with Triton(settings) as triton:
-        resident = triton.listens() and triton.is_ready(before.previous)
-    if resident:
-        candidate = before.candidate if before.candidate and before.candidate.version != before.previous else None
-        after = Serving(before.previous, before.version, now(), rolled_back=before.version, candidate=candidate)
-        replace_serving(repository, before, after)
+    before = _check_the_way_back(repository)
+    after = _switch_back(repository, settings, before)
+    if after:
         return before.version, after
     log.info("version %d is not loaded any more; loading it", before.previous)
     from export.release import serve_again
 
-    return before.version, serve_again(repository, before.previous, settings, rolling_back=True).serving
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            released = serve_again(repository, before.previous, settings, known=True, roll_back_from=before)
+            return before.version, released.serving
+        except RepositoryBusy:
+            if time.monotonic() > until or read_serving(repository) != before:
+                raise
+            time.sleep(0.1)
+
+
+def _check_the_way_back(repository: Path) -> Serving:
+    before = read_serving(repository)
+    if before is None or before.previous is None:
+        raise ReleaseRefused(f"{serving_file(repository)} names no version before, so there is none to go back to")
+    with in_one_sentence(repository):
+        there = version_folder(repository, before.previous).is_dir()
+    if not there:
+        raise ReleaseRefused(
+            f"the folder of version {before.previous} is gone from {repository}; put it back, or export a checkpoint"
+        )
+    return before
+
+
+def _switch_back(repository: Path, settings: Settings, before: Serving) -> Serving | None:
+    """What serving.json says now; None when the version before is not loaded, or is being let go."""
+    with Triton(settings) as triton:
+        if not (triton.listens() and triton.is_ready(before.previous)):
+            return None
+    candidate = before.candidate if before.candidate and before.candidate.version != before.previous else None
+    after = Serving(before.previous, before.version, now(), rolled_back=before.version, candidate=candidate)
+    # Who lets a version go takes it out of config.pbtxt first, under the lock of serving.json.
+    stays = replace_serving(repository, before, after, lambda: before.previous in named_versions(repository))
+    return after if stays else None
 
 
 def follow_in_registry(repository: Path, left: int, serving: int) -> None:

@@ -6,19 +6,21 @@ Imports next to nothing: a rollback must not wait for it.
 """
 
 import dataclasses
+import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from export.errors import RepositoryBusy, RepositoryError
+from export.errors import RepositoryAway, RepositoryBusy, RepositoryError, RepositoryFull
 
 MODEL = "sentiment"
 MODES = ("shadow", "canary")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,15 @@ def read_serving(repository: Path) -> Serving | None:
 
     Raises:
         RepositoryError: it does not say which version serves.
+        RepositoryAway: it cannot be read.
     """
     file = serving_file(repository)
-    if not file.exists():
-        return None
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        with in_one_sentence(repository):
+            if not file.exists():
+                return None
+            text = file.read_text(encoding="utf-8")
+        document = json.loads(text)
         candidate = document.get("candidate")
         return Serving(
             version=int(document["version"]),
@@ -87,19 +92,25 @@ def read_serving(repository: Path) -> Serving | None:
         raise RepositoryError(f"{file} does not say which version serves ({exc}); restore it") from exc
 
 
-def replace_serving(repository: Path, before: Serving | None, after: Serving) -> None:
-    """Durably, and all at once.
+def replace_serving(
+    repository: Path, before: Serving | None, after: Serving, still: Callable[[], bool] = lambda: True
+) -> bool:
+    """Durably, and all at once; False, and nothing is done, if ``still`` says no under the lock.
 
     Raises:
         RepositoryBusy: it no longer says ``before``.
+        RepositoryAway, RepositoryFull: it cannot be written.
     """
-    with locked(repository, before):
+    with in_one_sentence(repository), locked(repository, before):
+        if not still():
+            return False
         draft = repository.parent / f".{repository.name}.serving.json"  # outside: strangers inside make Triton reload
         try:
             write_durably(draft, after.to_json())
             move_durably(draft, serving_file(repository))
         finally:
             draft.unlink(missing_ok=True)
+        return True
 
 
 @contextmanager
@@ -109,19 +120,50 @@ def locked(repository: Path, expected: Serving | None) -> Iterator[None]:
     Raises:
         RepositoryBusy: it says something else.
     """
+    with alone(repository) as found:
+        if found != expected:
+            raise RepositoryBusy(changed(repository, found))
+        yield
+
+
+@contextmanager
+def alone(repository: Path) -> Iterator[Serving | None]:
+    """Nobody else writes serving.json meanwhile; what it says."""
     descriptor = os.open(repository / MODEL, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        found = read_serving(repository)
-        if found != expected:
-            version = found.version if found else "nothing"
-            raise RepositoryBusy(
-                f"another command has changed {serving_file(repository)} meanwhile, which names {version} now; "
-                "look at it, and try again"
-            )
-        yield
+        yield read_serving(repository)
     finally:
         os.close(descriptor)
+
+
+def changed(repository: Path, found: Serving | None) -> str:
+    """What to tell the command that was overtaken."""
+    version = found.version if found else "nothing"
+    return (
+        f"another command has changed {serving_file(repository)} meanwhile, which names {version} now; "
+        "look at it, and try again"
+    )
+
+
+@contextmanager
+def in_one_sentence(repository: Path) -> Iterator[None]:
+    """What the disk refuses, as an error of this room.
+
+    Raises:
+        RepositoryFull, RepositoryAway: by the kind of the refusal.
+    """
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in DISK_FULL:
+            raise RepositoryFull(
+                f"{repository.parent} has no room left ({exc.strerror}); make room there, nothing was changed"
+            ) from exc
+        raise RepositoryAway(
+            f"{exc.filename or repository} cannot be used ({exc.strerror}); let this user read and write "
+            f"{repository} and the folder around it"
+        ) from exc
 
 
 def write_durably(draft: Path, text: str) -> None:

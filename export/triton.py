@@ -17,7 +17,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException
 
-from export.errors import ReleaseRefused, TritonAway
+from export.errors import ReleaseRefused, TritonAway, TritonLost
 from export.settings import Settings
 
 if TYPE_CHECKING:  # pydantic builds it in a tenth of a second, which a rollback does without
@@ -29,6 +29,7 @@ LOAD_SECONDS = 120.0
 ANSWER_SECONDS = 60.0  # of one batch of golden rows, on a machine that may be busy
 WAIT_SECONDS = 30.0  # for a Triton that is starting, or being restarted
 TRIES = 3  # a batch that is not full is merged with whatever is under way, which moves int8 answers a little
+AWAY = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED")
 ADMIN_HEADER = "triton-grpc-protocol-admin-key"
 
 
@@ -67,7 +68,7 @@ class Triton:
     def is_ready(self, version: int) -> bool:
         """Whether the version is loaded; also False when Triton does not answer."""
         try:
-            return self._client.is_model_ready(MODEL, str(version), client_timeout=ASK_SECONDS)
+            return self._has_loaded(version)
         except InferenceServerException:
             return False
 
@@ -83,16 +84,17 @@ class Triton:
 
         Raises:
             ReleaseRefused: one of them cannot be loaded; those that were loaded still are.
+            TritonLost: it went away meanwhile.
         """
         wanted = set(config.version_policy.specific.versions)
         override = json.dumps(json_format.MessageToDict(config, preserving_proto_field_name=True))
         try:
             self._client.load_model(MODEL, headers=self._key(), config=override, client_timeout=LOAD_SECONDS)
+            missing = sorted(version for version in wanted if not self._has_loaded(version))
         except InferenceServerException as exc:
-            if exc.status() in ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"):
-                raise self._away(exc) from exc
+            if _is_away(exc):
+                raise self._away(exc, TritonLost) from exc
             raise ReleaseRefused(f"Triton at {self.address} cannot load it ({_reason(exc)})") from exc
-        missing = sorted(version for version in wanted if not self.is_ready(version))
         if missing:  # a folder that Triton does not see is passed over in silence
             raise ReleaseRefused(
                 f"Triton at {self.address} has not loaded version {missing[0]}; it must serve this very repository"
@@ -103,6 +105,7 @@ class Triton:
 
         Raises:
             ReleaseRefused: an answer is missing, or off by more than the manifest tolerates.
+            TritonLost: it went away meanwhile.
         """
         batch = list(itertools.islice(itertools.cycle(manifest.golden), max_batch_size))
         self._check(manifest, batch, f"in a batch of {max_batch_size}", tries=1)
@@ -128,6 +131,8 @@ class Triton:
                     client_timeout=ANSWER_SECONDS,
                 )
             except InferenceServerException as exc:
+                if _is_away(exc):
+                    raise self._away(exc, TritonLost) from exc
                 raise ReleaseRefused(f"Triton fails on its golden rows {how} ({_reason(exc)})") from exc
             logits = result.as_numpy(manifest.output).astype(float)
             if logits.shape != expected.shape:
@@ -145,6 +150,9 @@ class Triton:
                     f"{manifest.golden_probability_tolerance} is allowed"
                 )
 
+    def _has_loaded(self, version: int) -> bool:
+        return self._client.is_model_ready(MODEL, str(version), client_timeout=ASK_SECONDS)
+
     def _lives(self) -> bool:
         try:
             return self._client.is_server_live(client_timeout=ASK_SECONDS)
@@ -154,7 +162,7 @@ class Triton:
     def _key(self) -> dict[str, str]:
         """The header with the admin key, read anew each time: a server that was restarted has another."""
         if self._settings.triton_admin_key is not None:
-            return {ADMIN_HEADER: self._settings.triton_admin_key.get_secret_value()}
+            return {ADMIN_HEADER: self._settings.triton_admin_key.get_secret_value().strip()}
         file = self._settings.admin_key_file
         try:
             return {ADMIN_HEADER: file.read_text(encoding="utf-8").strip()}
@@ -164,13 +172,13 @@ class Triton:
                 "NUNCHI_TRITON_ADMIN_KEY, or NUNCHI_VAR to the state folder of its server"
             ) from exc
 
-    def _away(self, exc: InferenceServerException) -> TritonAway:
+    def _away(self, exc: InferenceServerException, kind: type[TritonAway] = TritonAway) -> TritonAway:
         if "protocol is restricted" in exc.message():
             return TritonAway(
                 f"Triton at {self.address} refuses the admin key; set NUNCHI_TRITON_ADMIN_KEY to its key, or "
                 "NUNCHI_VAR to the state folder of its server"
             )
-        return TritonAway(f"Triton at {self.address} does not answer ({_reason(exc)}); try again when it does")
+        return kind(f"Triton at {self.address} does not answer ({_reason(exc)}); try again when it does")
 
 
 def listens(host: str, port: int) -> bool:
@@ -180,6 +188,11 @@ def listens(host: str, port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _is_away(exc: InferenceServerException) -> bool:
+    """Whether it is Triton that does not answer; of a version that is not loaded it says UNAVAILABLE too."""
+    return exc.status() in AWAY and "not at ready state" not in exc.message()
 
 
 def _inputs(rows: list["GoldenRow"], manifest: "Manifest") -> list[InferInput]:

@@ -6,13 +6,15 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import TYPE_FP32, TYPE_INT64, ModelConfig
 
 from export.errors import RepositoryError
-from export.manifest import IDS, LOGITS, MASK, MODEL
+from export.serving import MODEL
 
 MAX_BATCH_SIZE = 64
 
 
 def build_config(labels: int, versions: list[int]) -> ModelConfig:
     """One configuration for the embedded server and for NVIDIA's container: ``runtime`` and ``kind`` stay unset."""
+    from export.manifest import IDS, LOGITS, MASK  # a tenth of a second, which a rollback does without
+
     config = ModelConfig(name=MODEL, backend="onnxruntime", max_batch_size=MAX_BATCH_SIZE)
     for name in (IDS, MASK):
         config.input.add(name=name, data_type=TYPE_INT64, dims=[-1])
@@ -25,6 +27,12 @@ def build_config(labels: int, versions: list[int]) -> ModelConfig:
 
 def to_text(config: ModelConfig) -> str:
     return text_format.MessageToString(config)
+
+
+def named_versions(repository: Path) -> list[int]:
+    """The versions that config.pbtxt names: each has been proven, and none is being let go."""
+    file = repository / MODEL / "config.pbtxt"
+    return list(read_config(file).version_policy.specific.versions) if file.exists() else []
 
 
 def read_config(file: Path) -> ModelConfig:

@@ -1,6 +1,7 @@
 """Releases of tiny bundles into a repository that a real Triton serves, while callers ask all the while."""
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -138,6 +139,21 @@ class Callers:
                 except InferenceServerException as exc:
                     self.faults.append(str(exc))
                 time.sleep(0.002)
+
+
+@contextmanager
+def unreadable(folder: Path) -> Iterator[None]:
+    """Its permissions are withdrawn, also from root, which becomes nobody for the block."""
+    folder.chmod(0)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o755)
 
 
 @contextmanager

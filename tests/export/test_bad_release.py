@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from export.release import let_go, release
 from export.serving import read_serving
 from tests.bundles import VOCABULARY, describe, tiny_model, tiny_tokenizer, write_json
 from tests.export.live import House, asking, describe_anew, lay, running_house
+from tests.gateway.served_app import served_app
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -203,7 +205,7 @@ def test_a_full_disk_while_staging_publishes_nothing(house, limit, trained, revi
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         said = capsys.readouterr()
         assert (status, said.out) == (2, "")
-        assert "cannot hold another version (File too large); make room there" in said.err.splitlines()[-1]
+        assert "has no room left (File too large); make room there" in said.err.splitlines()[-1]
         assert house.files() == files
         house.release()
 
@@ -224,6 +226,7 @@ STOPPED = """
 import os, resource, signal, sys
 from pathlib import Path
 from export import publish, release
+from export.gateway import Gateway
 from export.publish import open_stage
 from export.settings import read_settings
 from export.triton import Triton
@@ -242,7 +245,7 @@ def stop_at(function):
         return function(*arguments, **options)
     return stopped
 
-for place in (publish, release, Triton):
+for place in (publish, release, Triton, Gateway):
     if hasattr(place, step):
         setattr(place, step, stop_at(getattr(place, step)))
 with open_stage(repository) as stage:
@@ -251,18 +254,29 @@ with open_stage(repository) as stage:
         (stage.version_folder / "model.onnx").write_bytes(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
     released = release.release(stage, read_settings())
-if step == "let_go":
+if step in ("let_go", "_keep_only"):
     release.let_go(repository, read_settings(), released.serving)
 """
-STEPS = ["stage", "rename_in", "load", "check_golden_rows", "write_config", "replace_serving", "let_go"]
+STEPS = ["rename_in", "load", "check_golden_rows", "write_config", "replace_serving", "let_go"]
+MOMENTS = [(step, moment) for step in STEPS for moment in ("kill", "kill after")]
+LAST = ("replace_serving", "kill after")
+ONCE = [("stage", "kill"), ("_keep_only", "kill")]  # half a model; config.pbtxt has let go, Triton was not told
 
 
-@pytest.mark.parametrize("moment", ["kill", "kill after"])
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("step", "moment"), [*ONCE, *MOMENTS])
 def test_a_promoter_that_is_killed_harms_nobody(house, step, moment):
+    kill_and_look(house, step, moment, flipped=step in ("let_go", "_keep_only") or (step, moment) == LAST)
+
+
+def test_a_promoter_that_is_killed_while_it_waits_for_the_gateway_harms_nobody(house):
+    with served_app(house.repository, house.triton.grpc_port) as app:
+        settings = house.settings.model_copy(update={"gateway_port": app.port})
+        kill_and_look(replace(house, settings=settings), "wait_for", "kill", flipped=True)
+
+
+def kill_and_look(house: House, step: str, moment: str, *, flipped: bool) -> None:
     before = house.serving["version"]
     let_go(house.repository, house.settings, read_serving(house.repository))
-    flipped = step == "let_go" or (step, moment) == ("replace_serving", "kill after")
     command = [sys.executable, "-c", STOPPED, str(house.repository), step, moment]
     with asking(house):
         killed = subprocess.run(command, cwd=ROOT, env=os.environ | house.environment, capture_output=True, text=True)

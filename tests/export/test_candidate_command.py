@@ -10,6 +10,7 @@ from export.__main__ import main as export
 from export.candidate import main as candidate
 from tests.export.live import House, asking, running_house
 from tests.export.registry import Register, as_training_leaves_it
+from tests.gateway.gateway_process import wait_until
 from tests.gateway.served_app import served_app
 from training import tracking
 from training.settings import Settings as TrainingSettings
@@ -145,6 +146,9 @@ def test_status_shows_what_the_gateway_counts(house, start, monkeypatch, capsys)
         monkeypatch.setenv("NUNCHI_GATEWAY_PORT", str(app.port))
         assert start() == 0, capsys.readouterr().err
         capsys.readouterr()
+        wait_until(lambda: "candidate_share{" in app.client.get("/metrics").text, 10, "the gateway has the candidate")
         assert candidate(["status"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert all(line.startswith("nunchi_gateway_") for line in lines if "gateway" in line)
+    counted = [line for line in lines if "gateway" in line]
+    assert any(line.startswith("nunchi_gateway_candidate_") for line in counted)
+    assert all(line.startswith("nunchi_gateway_") for line in counted)

@@ -1,5 +1,6 @@
 """`python -m export --watch` with a real MLflow and a real Triton: it releases what the alias says, once."""
 
+import errno
 import logging
 import os
 import re
@@ -7,14 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from export import publish
 from export.build import Order
+from export.errors import TritonLost
+from export.publish import open_stage
 from export.rollback import main as rollback
-from export.watch import LONGEST_PAUSE_SECONDS, POLL_SECONDS, Watch
-from tests.export.live import House, asking, running_house
+from export.triton import Triton
+from export.watch import LONGEST_PAUSE_SECONDS, LOSSES, POLL_SECONDS, Watch
+from tests.export.live import House, asking, running_house, unreadable
 from tests.export.registry import Register, as_training_leaves_it
 from tests.gateway.served_app import served_app
 from training.registry import Registry
@@ -140,6 +146,159 @@ def test_an_mlflow_that_is_away_is_mentioned_once_and_asked_less_and_less_often(
     before = house.serving["version"]
     assert watch.step() == POLL_SECONDS
     assert house.serving["version"] == before + 1
+
+
+def test_a_second_promotion_after_a_rollback_is_meant(house, register, order, caplog):
+    caplog.set_level(logging.INFO)
+    first, _ = register.crown()
+    watch = Watch(house.repository, house.settings, order, soak_seconds=60)
+    watch.step()
+    second, _ = register.crown()
+    watch.step()
+    released = house.serving["version"]
+    assert rollback([]) == 0
+    for number, wanted in ((first, released - 1), (second, released)):
+        register.crown(number)
+        watch.step()
+        assert house.serving["version"] == wanted, caplog.text
+
+
+def test_a_second_promotion_that_meets_another_command_is_tried_again(house, register, order):
+    first, _ = register.crown()
+    watch = Watch(house.repository, house.settings, order, soak_seconds=60)
+    watch.step()
+    second, _ = register.crown()
+    watch.step()
+    released = house.serving["version"]
+    assert rollback([]) == 0
+    register.crown(first)
+    watch.step()
+    register.crown(second)
+    with open_stage(house.repository):
+        assert watch.step() > POLL_SECONDS
+    assert house.serving["version"] == released - 1
+    watch.step()
+    assert house.serving["version"] == released
+
+
+def test_a_soak_goes_on_until_the_repository_is_free(house, register, order):
+    register.crown()
+    watch = Watch(house.repository, house.settings, order, soak_seconds=0)
+    watch.step()
+    released = house.serving
+    with open_stage(house.repository):
+        assert watch.step() == POLL_SECONDS
+    assert house.named == [released["previous"], released["version"]]
+    watch.step()
+    assert house.named == sorted(house.loaded) == [released["version"]]
+
+
+@pytest.mark.parametrize("how", ["renamed away", "unreadable", "broken"])
+def test_a_repository_that_is_away_is_waited_for_and_never_made_anew(house, register, order, caplog, how):
+    register.crown()
+    watch = Watch(house.repository, house.settings, order, soak_seconds=0)
+    watch.step()
+    released = house.serving
+    register.crown()
+    with spoiled(house.repository, how):
+        assert watch.step() > POLL_SECONDS
+        assert how != "renamed away" or not house.repository.exists()
+    assert "; asking again" in caplog.text
+    assert house.serving == released
+    watch.step()
+    assert house.serving["version"] == released["version"] + 1
+    watch.step()
+    assert house.named == sorted(house.loaded) == [released["version"] + 1], "no soak was forgotten"
+
+
+@contextmanager
+def spoiled(repository: Path, how: str):
+    serving, away = repository / "serving.json", repository.with_name("away")
+    content = serving.read_bytes()
+    if how == "unreadable":
+        with unreadable(repository):
+            yield
+        return
+    serving.write_bytes(b"{") if how == "broken" else repository.rename(away)
+    try:
+        yield
+    finally:
+        serving.write_bytes(content) if how == "broken" else away.rename(repository)
+
+
+def test_a_repository_that_goes_while_the_champion_is_fetched_is_not_made_anew(house, register, order, monkeypatch):
+    watch = Watch(house.repository, house.settings, order, soak_seconds=0)
+    watch.step()
+    register.crown()
+    before, away, fetch = house.serving, house.repository.with_name("away"), Registry.fetch
+
+    def fetch_and_move_away(registry, version):
+        house.repository.rename(away)
+        return fetch(registry, version)
+
+    monkeypatch.setattr(Registry, "fetch", fetch_and_move_away)
+    assert watch.step() > POLL_SECONDS
+    monkeypatch.undo()
+    assert not house.repository.exists()
+    away.rename(house.repository)
+    assert house.serving == before
+
+
+def test_a_full_disk_is_not_the_fault_of_the_champion(house, register, order, monkeypatch, caplog):
+    number, _ = register.crown()
+    before = house.serving["version"]
+    watch = Watch(house.repository, house.settings, order, soak_seconds=0)
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(publish, "rename_in", refuse)
+        assert watch.step() > POLL_SECONDS
+    assert "has no room left (No space left on device); make room there" in caplog.text
+    assert f"version {number} of the registry is refused" not in caplog.text
+    watch.step()
+    assert house.serving["version"] == before + 1
+
+
+@pytest.mark.parametrize("losses", [LOSSES - 1, LOSSES])
+def test_a_champion_is_refused_when_triton_goes_away_during_its_proof_again_and_again(
+    house, register, order, monkeypatch, caplog, losses
+):
+    number, _ = register.crown()
+    before = house.serving["version"]
+    watch = Watch(house.repository, house.settings, order, soak_seconds=0)
+    prove, proofs = Triton.check_golden_rows, []
+
+    def lose(triton, manifest, size):
+        proofs.append(manifest.version)
+        if len(proofs) <= losses:
+            raise TritonLost("Triton does not answer")
+        prove(triton, manifest, size)
+
+    monkeypatch.setattr(Triton, "check_golden_rows", lose)
+    for _ in range(LOSSES + 1):
+        watch.step()
+    refused = f"version {number} of the registry is refused, as Triton went away each of the {LOSSES} times"
+    assert len(proofs) == LOSSES
+    assert (refused in caplog.text) == (losses == LOSSES)
+    assert house.serving["version"] == (before if losses == LOSSES else before + 1)
+
+
+def test_a_triton_that_is_restarting_after_a_loss_is_not_taken_for_none_at_all(house, register, order, monkeypatch):
+    register.crown()
+    before = house.serving
+    watch = Watch(house.repository, house.settings, order, soak_seconds=0)
+
+    def lose(*_):
+        raise TritonLost("Triton does not answer")
+
+    with monkeypatch.context() as lost:
+        lost.setattr(Triton, "check_golden_rows", lose)
+        watch.step()
+        lost.setattr(Triton, "listens", lambda _: False)
+        assert watch.step() > POLL_SECONDS
+    assert house.serving == before
 
 
 def test_sigterm_ends_the_watch_cleanly(house, register):
