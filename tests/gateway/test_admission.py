@@ -204,7 +204,7 @@ def test_a_burst_is_let_in_and_a_standing_line_is_not(world):
     while world.admission.has_room(1):
         places.append(enter(world.admission, 1))
     expected = world.admission.limit + SMALL + BURST_SECONDS * world.admission.pace.rate
-    assert len(places) == pytest.approx(expected, abs=1)
+    assert len(places) == pytest.approx(expected, abs=2)
 
 
 def test_those_who_are_expected_have_their_place_until_they_are_too_late(world):
@@ -253,6 +253,7 @@ def test_what_waits_now_decides_when_to_come_back(world):
     world.offer(6, 300)
     wait = world.admission.texts / world.admission.pace.rate
     assert wait > 5
+    wait = min(wait, LONGEST_RETRY_SECONDS)
     assert wait <= int(world.admission.refusal(1).headers["Retry-After"]) <= wait + 1 + RETRY_SPREAD
     world.admission._small *= 10
     assert int(world.admission.refusal(1).headers["Retry-After"]) >= LONGEST_RETRY_SECONDS
