@@ -1,5 +1,6 @@
 """What the processes of a stack hold, over time: memory, file descriptors, and what lies in /dev/shm."""
 
+import re
 import threading
 import time
 from collections import Counter, defaultdict
@@ -28,7 +29,12 @@ ROLES = {
 
 @dataclass
 class Held:
-    """What the processes of one role hold together; ``memory`` is their proportional set size in bytes."""
+    """What the processes of one role hold together.
+
+    ``memory`` is anonymous memory in bytes: shares of libraries change whenever another program starts or ends.
+    ``descriptors`` are those of files and pipes: how many connections there are is for the clients to say, and a stub
+    inherits what its Triton had open.
+    """
 
     memory: int = 0
     descriptors: int = 0
@@ -82,8 +88,8 @@ class Watch:
         for process in [root, *root.children(recursive=True)]:
             with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):  # it ends while we look
                 held = roles[role_of(process)]
-                held.memory += process.memory_full_info().pss
-                held.descriptors += process.num_fds()
+                held.memory += anonymous_memory(process)
+                held.descriptors += process.num_fds() - len(process.net_connections("all"))
                 held.processes += 1
         sizes = []
         for path in Path("/dev/shm").iterdir():
@@ -91,6 +97,14 @@ class Watch:
                 if path.name not in self.stack.shm_before:
                     sizes.append(path.stat().st_size)
         return Sample(time.monotonic() - self._began, dict(roles), len(sizes), sum(sizes))
+
+
+def anonymous_memory(process: psutil.Process) -> int:
+    with suppress(OSError):
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+        found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
+        return 1024 * int(found[1]) if found else 0
+    return 0
 
 
 def role_of(process: psutil.Process) -> str:
