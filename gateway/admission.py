@@ -33,6 +33,7 @@ WINDOW_SECONDS = 0.5  # over which the rate is measured, at least
 WINDOW_TURNS = 8  # and at least so many times what a request takes, for answers come in batches
 FULL_SECONDS = 0.25  # since the limit was reached, and the model still counts as busy: it answers in batches
 RATE_GAIN = 0.5  # how much of the newest window goes into the rate
+EXPECTED_MOST = LEAST // 2  # places promised at one time, so that a crowd of slow bodies does not take all
 EXPECTED_SECONDS = 0.25  # after which whoever passed the door is not coming: its body is late, or was no prediction
 LONGEST_RETRY_SECONDS = 30
 RETRY_SPREAD = 3  # those refused together come back in so many different seconds
@@ -94,7 +95,8 @@ class Admission:
         self._small = 0
         self._bulk = 0
         self._bulk_requests = 0
-        self._expected: deque[float] = deque()  # when those who passed the door did, and have not come in yet
+        # When those who passed the door did, and have not come in yet.
+        self._expected: deque[float] = deque(maxlen=EXPECTED_MOST)
         self._burst = 0.0  # texts let in beyond the limit lately
         self._last_answer = self._idle_since = monotonic()
         self._last_full = -math.inf
