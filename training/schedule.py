@@ -2,13 +2,8 @@
 
 import logging
 import shutil
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -63,7 +58,6 @@ def run_trials(
     # The workers of a trial with several ask for their own share; its first process waits for them on the head node.
     share = {"cpu": config.tune.cpus_per_worker, "gpu": gpus_per_worker}
     resources = share if one_process else {"node:__internal_head__": 0.001}
-    recorder = Recorder(search_folder, config, concurrent)
     tuner = tune.Tuner(
         tune.with_resources(run_trial, resources),
         tune_config=tune.TuneConfig(
@@ -78,35 +72,12 @@ def run_trials(
         run_config=tune.RunConfig(
             name="ray",
             storage_path=str(search_folder),
-            callbacks=[recorder],
+            callbacks=[Recorder(search_folder, config, concurrent)],
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             verbose=0,
         ),
     )
-    with interrupts_heard(recorder):
-        tuner.fit()
-
-
-@contextmanager
-def interrupts_heard(recorder: "Recorder") -> Iterator[None]:
-    """Have the recorder raise a Ctrl-C again at the next result.
-
-    Python raises KeyboardInterrupt wherever it is, and where that is a destructor, of which Ray has many, it is lost.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        recorder.interrupted = True
-        before(number, frame)
-
-    signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    tuner.fit()
 
 
 class Proposals(OptunaSearch):
@@ -166,7 +137,6 @@ class Recorder(tune.Callback):
         self.config = config
         self.concurrent = concurrent
         self.heard: set[tuple[str, int]] = set()
-        self.interrupted = False
 
     def on_trial_start(self, iteration, trials, trial, **info):
         folder = self._folder(trial)
@@ -178,8 +148,6 @@ class Recorder(tune.Callback):
         log.warning("%s broke off (%s); it goes on from its last epoch", _name(trial), self._keep_error(trial))
 
     def on_trial_result(self, iteration, trials, trial, result, **info):
-        if self.interrupted:
-            raise KeyboardInterrupt
         heard = (_name(trial), result[TIME])
         if heard in self.heard:
             return

@@ -28,7 +28,6 @@ from training.config import TrainingConfig
 from training.data import TEST, TRAIN, open_dataset
 from training.errors import DatasetError, SearchError
 from training.evaluate import measure
-from training.schedule import Recorder, interrupts_heard
 from training.search import (
     CHECKPOINT,
     DEV_PREDICTIONS,
@@ -372,22 +371,6 @@ def test_ctrl_c_ends_a_search_and_all_of_its_ray_and_says_how_to_go_on(material,
     psutil.wait_procs(children, timeout=30)
     assert not running(children)
     assert read_trials(search)[0].state == "running" and read_search(search).finished is None
-
-
-def test_a_ctrl_c_that_python_forgets_in_a_destructor_is_heard_at_the_next_result(settings, material, monkeypatch):
-    class OfRay:
-        def __del__(self):
-            signal.raise_signal(signal.SIGINT)
-
-    recorder = Recorder(settings.searches / "none", config_of(material), 1)
-    before, forgotten = signal.getsignal(signal.SIGINT), []
-    monkeypatch.setattr(sys, "unraisablehook", lambda lost: forgotten.append(lost.exc_type))
-    with interrupts_heard(recorder):
-        OfRay()  # gone at once
-        assert forgotten == [KeyboardInterrupt]
-        with pytest.raises(KeyboardInterrupt):
-            recorder.on_trial_result(1, [], None, {})
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_search_killed_in_the_middle_goes_on_where_it_was(material, settings, ray, tmp_path):
