@@ -1,5 +1,7 @@
 """Options of the whole suite; pytest takes them only from a conftest.py that it loads before it collects."""
 
+import signal
+
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -8,6 +10,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what runs in its background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "full: too long for every day; left out without --full")
 
 
