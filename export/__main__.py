@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from export.arguments import at_least, soak_seconds
-from export.build import add_arguments, build, order
+from export.build import add_arguments, build, order, stand_back
 from export.errors import ExportError
 from export.publish import open_stage
 from export.release import Released, release, soak
@@ -85,4 +85,5 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    stand_back()
     sys.exit(main())

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.arguments import share, soak_seconds
-from export.build import add_arguments, build, order
+from export.build import add_arguments, build, order, stand_back
 from export.bundle import read_manifest
 from export.errors import ExportError, ReleaseRefused
 from export.gateway import Gateway
@@ -172,4 +172,5 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    stand_back()
     sys.exit(main())

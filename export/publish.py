@@ -133,10 +133,6 @@ def configuration(repository: Path, labels: int, versions: list[int]) -> ModelCo
     return config
 
 
-def max_batch_size(repository: Path) -> int:
-    return read_config(repository / MODEL / "config.pbtxt").max_batch_size
-
-
 def write_config(stage: Stage, config: ModelConfig) -> None:
     """Written in the stage, not beside it: any stranger in the model folder makes Triton reload all versions."""
     draft = stage.folder / "config.pbtxt"

@@ -423,8 +423,7 @@ def _check_it_is_ours(triton: Triton, repository: Path, before: Serving) -> None
             manifest = read_manifest(version_folder(repository, before.version))
         except BundleBroken:  # it is for the new version to mend
             return
-        max_batch_size = publish.max_batch_size(repository)
-        stranger = None if triton.answers_as(manifest, max_batch_size) else before.version
+        stranger = None if triton.answers_as(manifest) else before.version
     else:  # a folder may be missing here too, but then what serves has answered
         stranger = next((number for number in sorted(ready) if not version_folder(repository, number).is_dir()), None)
     if stranger:

@@ -6,6 +6,7 @@ Both kinds keep one list of golden texts, so that a stream of requests can be ju
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import onnx
 from onnx import numpy_helper
 from tokenizers import Tokenizer
 
+from export.build import stand_back
 from export.bundle import describe_file
 from export.golden import golden_rows
 from export.onnx_model import OnnxModel
@@ -47,10 +49,16 @@ def first_repository(folder: Path, kind: str) -> Path:
 
 
 def release_next(stack: Stack, kind: str) -> Released:
-    """The next version, released by the real promoter into the running stack."""
-    with open_stage(stack.repository) as stage:
-        KINDS[kind](stage)
-        return release(stage, promoter_settings(stack))
+    """The next version, released by the real promoter into the running stack; it stands back as the command does."""
+
+    def promote() -> Released:
+        stand_back()  # on Linux only the thread that says so
+        with open_stage(stack.repository) as stage:
+            KINDS[kind](stage)
+            return release(stage, promoter_settings(stack))
+
+    with ThreadPoolExecutor(1) as own_thread:
+        return own_thread.submit(promote).result()
 
 
 def promoter_settings(stack: Stack) -> Settings:

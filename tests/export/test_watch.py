@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from export import publish
-from export.build import Order
+from export.build import NICENESS, Order
 from export.errors import TritonLost
 from export.publish import open_stage
 from export.rollback import main as rollback
@@ -301,7 +301,7 @@ def test_a_triton_that_is_restarting_after_a_loss_is_not_taken_for_none_at_all(h
     assert house.serving == before
 
 
-def test_sigterm_ends_the_watch_cleanly(house, register):
+def test_the_watch_stands_back_and_sigterm_ends_it_cleanly(house, register):
     command = [sys.executable, "-m", "export", "--watch"]
     with subprocess.Popen(
         command, cwd=ROOT, env=os.environ | house.environment, stderr=subprocess.PIPE, text=True
@@ -310,6 +310,7 @@ def test_sigterm_ends_the_watch_cleanly(house, register):
         while "watching the Champion" not in "".join(lines):
             lines.append(watching.stderr.readline())
             assert lines[-1], lines
+        assert os.getpriority(os.PRIO_PROCESS, watching.pid) == max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0))
         time.sleep(0.2)
         watching.send_signal(signal.SIGTERM)
         assert watching.wait(10) == 0

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
+from tokenizers.models import BPE, Model, WordLevel
 
-from gateway.bundle import Bundle, read_bundle, read_serving
+from gateway.bundle import Bundle, _vocabulary_apart, load_tokenizer, read_bundle, read_serving
 from gateway.errors import BundleBroken
 from tests.bundles import UNKNOWN, describe, set_serving, write_bundle, write_config
 
@@ -189,3 +190,50 @@ def test_a_candidate_with_impossible_terms_is_refused(repository, wrong):
     set_serving(repository, 1, candidate={"version": 3, "mode": "shadow", "share": 0.5} | wrong)
     with pytest.raises(BundleBroken, match=f"candidate.{next(iter(wrong))}"):
         read_serving(repository)
+
+
+def with_a_word_beyond_the_vocabulary(file: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.add_special_tokens(["[NEW]"])
+    tokenizer.save(str(file))
+
+
+def with_another_model(model: Model) -> Callable[[Path], None]:
+    def change(file: Path) -> None:
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.model = model
+        tokenizer.save(str(file))
+
+    return change
+
+
+def with_settings_of_its_own(file: Path) -> None:
+    edit_json(file, lambda document: document["model"].update(max_input_chars_per_word=3, unk_token="[SEP]"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda file: None,
+        with_a_word_beyond_the_vocabulary,
+        with_settings_of_its_own,
+        with_another_model(WordLevel({"[UNK]": 0, "영화": 7}, unk_token="[UNK]")),
+        with_another_model(BPE({"영": 0, "화": 1, "영화": 2}, [("영", "화")])),
+    ],
+    ids=["as it is", "a word beyond the vocabulary", "settings of its own", "word level", "BPE"],
+)
+def test_a_tokenizer_that_is_loaded_in_parts_is_the_one_of_the_file(repository, change):
+    file = repository / VERSION / "tokenizer.json"
+    change(file)
+    whole, parts = Tokenizer.from_file(str(file)), load_tokenizer(file)
+    assert json.loads(parts.to_str()) == json.loads(whole.to_str())
+    for text in ("영화 최고! 영화영화", "[NEW] 재밌다 [SEP]", "🤗 unknown", "[CLS]", ""):
+        assert parts.encode(text).ids == whole.encode(text).ids
+
+
+def test_a_vocabulary_is_loaded_apart_from_the_rest(repository):
+    """Else Python's global lock is held for as long as both take."""
+    frame, words = _vocabulary_apart((repository / VERSION / "tokenizer.json").read_bytes())
+    left, whole = Tokenizer.from_buffer(frame), read_bundle(repository).tokenizer
+    assert left.get_vocab().keys() == {each.content for each in left.get_added_tokens_decoder().values()}
+    assert Tokenizer(words).get_vocab() == whole.get_vocab()
