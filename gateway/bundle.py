@@ -9,6 +9,7 @@ import hashlib
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
+from time import sleep
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import orjson
@@ -23,6 +24,7 @@ from gateway.errors import BundleBroken
 SCHEMA = 1
 INPUTS = ["input_ids", "attention_mask"]  # INT64 [batch, length] each
 BUNDLE_FILES = ("model.onnx", "tokenizer.json")
+PAUSE_SECONDS = 0.01  # between two long holds of the global lock: a request in work waits for one of them at most
 SUM_TOLERANCE = 1e-3  # of the probabilities of a golden row, written as rounded decimals
 
 Version = Annotated[int, Field(ge=1)]
@@ -216,7 +218,7 @@ def load_tokenizer(file: Path) -> Tokenizer:
     """The tokenizer with its cleaning (normalizer) and truncation, exactly as the file says.
 
     tokenizers holds Python's global lock while it reads a file, for 32,000 words so long that requests pile up. What it
-    is slow at, the vocabulary of a WordPiece, is therefore given to it apart from the rest: twice a short time.
+    is slow at, the vocabulary of a WordPiece, is therefore given to it apart from the rest, with pauses.
     """
     try:
         content = file.read_bytes()
@@ -224,9 +226,11 @@ def load_tokenizer(file: Path) -> Tokenizer:
         raise BundleBroken(f"{file} cannot be read ({error.strerror}); publish the version again") from error
     try:
         frame, words = _vocabulary_apart(content)
+        sleep(PAUSE_SECONDS)
         tokenizer = Tokenizer.from_buffer(frame)
         if words:
             tokenizer.model = words
+        sleep(PAUSE_SECONDS)
         return tokenizer
     except Exception as error:  # tokenizers raises a bare Exception for any fault in the file
         raise BundleBroken(f"{file} is not a tokenizer file ({error}); publish the version again") from error
@@ -242,6 +246,7 @@ def _vocabulary_apart(content: bytes) -> tuple[bytes, WordPiece | None]:
         model = document["model"]
         if model["type"] != "WordPiece":
             return content, None
+        sleep(PAUSE_SECONDS)
         words = model.pop("vocab")
         model["vocab"] = {each["content"]: words[each["content"]] for each in document["added_tokens"]}
         settings = {key: model[key] for key in ("unk_token", "continuing_subword_prefix", "max_input_chars_per_word")}
