@@ -26,11 +26,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple, Self
 
-import aiohttp
+import httptools
 import numpy as np
 import orjson
 import uvloop
 
+from loadtest.client import Client
 from loadtest.settings import Settings
 
 POLITE = {429, 503}  # refusals, when they say when to come back; 504 says that the deadline passed
@@ -172,19 +173,13 @@ class Generator:
     async def run(self, stopped: Callable[[], bool]) -> None:
         """Until ``stopped()``, and then until everything sent is answered or given up."""
         headers = {"content-type": "application/json", **self.load.headers}
-        async with aiohttp.ClientSession(
-            headers=headers,
-            timeout=aiohttp.ClientTimeout(total=self.load.timeout),
-            # Idle connections are closed here before the server does it: no request meets a closing one.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2, enable_cleanup_closed=True),
-            skip_auto_headers=("user-agent", "accept-encoding", "accept"),
-        ) as session:
+        async with Client(self.load.url, headers) as client:
             if self.load.rate is None:
-                await asyncio.gather(*(self._caller(session, stopped) for _ in range(self.load.callers)))
+                await asyncio.gather(*(self._caller(client, stopped) for _ in range(self.load.callers)))
             else:
-                await self._at_constant_rate(session, stopped)
+                await self._at_constant_rate(client, stopped)
 
-    async def _at_constant_rate(self, session: aiohttp.ClientSession, stopped: Callable[[], bool]) -> None:
+    async def _at_constant_rate(self, client: Client, stopped: Callable[[], bool]) -> None:
         begin = time.monotonic()
         async with asyncio.TaskGroup() as asked:
             for number in itertools.count():
@@ -194,36 +189,35 @@ class Generator:
                 if stopped():
                     return
                 await self.open.acquire()
-                asked.create_task(self._ask_and_leave(session, due))
+                asked.create_task(self._ask_and_leave(client, due))
                 if number % 8 == 0:
                     await asyncio.sleep(0)  # a generator that is behind still takes its answers
 
-    async def _ask_and_leave(self, session: aiohttp.ClientSession, due: float) -> None:
+    async def _ask_and_leave(self, client: Client, due: float) -> None:
         try:
-            await self._ask(session, due)
+            await self._ask(client, due)
         finally:
             self.open.release()
 
-    async def _caller(self, session: aiohttp.ClientSession, stopped: Callable[[], bool]) -> None:
+    async def _caller(self, client: Client, stopped: Callable[[], bool]) -> None:
         while not stopped():
-            await self._ask(session, time.monotonic())
+            await self._ask(client, time.monotonic())
 
-    async def _ask(self, session: aiohttp.ClientSession, due: float) -> None:
+    async def _ask(self, client: Client, due: float) -> None:
         text, question = next(self.questions)
         sent = time.monotonic()
         try:
-            async with session.post(self.load.url, data=question) as answer:
-                body = await answer.read()
-                seconds = time.monotonic() - due
-        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+            answer = await client.post(question, self.load.timeout)
+            seconds = time.monotonic() - due
+        except (OSError, TimeoutError, httptools.HttpParserError) as exc:
             lost = time.monotonic() - due
             self.record(Outcome(due, sent, lost, 0, None, type(exc).__name__, None, None))
             return
-        version = answer.headers.get("x-model-version")
-        parsed = _object(body)
+        version = _text(answer.headers.get(b"x-model-version"))
+        parsed = _object(answer.body)
         right = self.oracle.judge(text, version, parsed) if answer.status == 200 else None
         code = "ok" if answer.status == 200 else str(parsed.get("code", ""))
-        retry_after = _number(answer.headers.get("retry-after"))
+        retry_after = _number(_text(answer.headers.get(b"retry-after")))
         self.record(Outcome(due, sent, seconds, answer.status, version, code, right, retry_after))
 
 
@@ -382,6 +376,10 @@ def _object(body: bytes) -> dict:
         if isinstance(parsed, dict):
             return parsed
     return {}
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")
 
 
 def _number(text: str | None) -> float | None:
