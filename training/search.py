@@ -14,6 +14,7 @@ The folder is the truth; MLflow is a projection of it (`training.tracking`), mad
 
 import json
 import os
+import re
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +27,8 @@ from training.record import git_commit
 
 SEARCH, TRIAL, EPOCHS = "search.json", "trial.json", "epochs.jsonl"
 CHECKPOINT, DEV_PREDICTIONS, WORK = "checkpoint", "dev_predictions.parquet", "work"
+
+NAME = re.compile(r"[A-Za-z0-9가-힣][\w.+-]{0,99}")
 
 State = Literal["running", "finished", "stopped", "failed"]
 
@@ -73,9 +76,9 @@ def begin_search(searches: Path, name: str, config: TrainingConfig, dataset: Dat
     """Make the folder of a new search under ``searches`` and return it.
 
     Raises:
-        SearchError: there is one of that name.
+        SearchError: there is one of that name, or it is no name for a folder.
     """
-    folder = searches / name
+    folder = folder_of(searches, name)
     if (folder / SEARCH).exists():
         raise SearchError(f"there is a search {name} already; take another --name, or go on with it: --resume {name}")
     search = Search(
@@ -89,6 +92,17 @@ def begin_search(searches: Path, name: str, config: TrainingConfig, dataset: Dat
     )
     write_search(folder, search)
     return folder
+
+
+def folder_of(searches: Path, name: str) -> Path:
+    """Raises:
+    SearchError: the name would lead out of ``searches``, or is no name for a folder.
+    """
+    if not NAME.fullmatch(name):
+        raise SearchError(
+            f"{name!r} is no name for a search; take 1 to 100 letters, digits or . _ + -, the first a letter or a digit"
+        )
+    return searches / name
 
 
 def now() -> str:

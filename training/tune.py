@@ -33,6 +33,7 @@ from training.search import (
     Search,
     begin_search,
     best_trial,
+    folder_of,
     latest_search,
     now,
     read_search,
@@ -211,7 +212,9 @@ def main(argv: list[str] | None = None) -> int:
 def _search_to_resume(options: argparse.Namespace, overrides: list[str], settings: Settings) -> Path:
     if overrides or options.config or options.name:
         raise ConfigRefused("a resumed search keeps its name and its config; leave out all but --resume [SEARCH]")
-    return settings.searches / options.resume if options.resume else latest_search(settings.searches, resumable=True)
+    if options.resume:
+        return folder_of(settings.searches, options.resume)
+    return latest_search(settings.searches, resumable=True)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -67,6 +67,18 @@ def test_a_name_stands_for_one_search(begin):
         begin("first")
 
 
+@pytest.mark.parametrize("name", ["../elsewhere", "a/b", "/tmp/a", ".hidden", "", "-x", "a b", "가" * 101, "x\n"])
+def test_a_name_cannot_leave_the_folder_of_the_searches(begin, tmp_path, name):
+    with pytest.raises(SearchError, match="is no name for a search; take 1 to 100 letters"):
+        begin(name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["20261122-2101", "감정_2", "lr+5e-5.v2", "7"])
+def test_plain_names_are_good(begin, name):
+    assert begin(name).name == name
+
+
 def test_to_register_is_the_latest_that_found_a_model(begin, tmp_path):
     with pytest.raises(SearchError, match="no search that has ended with a model; run make train first"):
         latest_search(tmp_path)
