@@ -15,7 +15,7 @@ import logging
 import sys
 from pathlib import Path
 
-from export.arguments import at_least, soak_seconds
+from export.arguments import add_repository, add_soak, at_least
 from export.build import add_arguments, build, order, stand_back
 from export.errors import ExportError
 from export.publish import open_stage
@@ -70,17 +70,12 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
         "--checkpoint", type=Path, help="folder that save_pretrained has written (default: the registry's Champion)"
     )
     what.add_argument("--watch", action="store_true", help="release the Champion whenever it changes, until Ctrl-C")
-    parser.add_argument(
-        "--repository", type=Path, default=settings.repository, help="model repository (default: %(default)s)"
-    )
+    add_repository(parser, settings)
     add_arguments(parser)
     parser.add_argument(
         "--version", type=at_least(1), metavar="N", help="number to publish as (default: the next free one)"
     )
-    parser.add_argument(
-        "--soak", type=soak_seconds, default=settings.soak_seconds, metavar="SECONDS",
-        help="how long the version before stays loaded (default: %(default)s, NUNCHI_SOAK_SECONDS)",
-    )  # fmt: skip
+    add_soak(parser, settings)
     return parser
 
 

@@ -1,7 +1,23 @@
-"""Types of command-line arguments."""
+"""Arguments that several commands take, and their types."""
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
+
+from export.settings import Settings
+
+
+def add_repository(parser: argparse.ArgumentParser, settings: Settings) -> None:
+    parser.add_argument(
+        "--repository", type=Path, default=settings.repository, help="model repository (default: %(default)s)"
+    )
+
+
+def add_soak(parser: argparse.ArgumentParser, settings: Settings) -> None:
+    parser.add_argument(
+        "--soak", type=soak_seconds, default=settings.soak_seconds, metavar="SECONDS",
+        help="how long the version before stays loaded (default: %(default)s, NUNCHI_SOAK_SECONDS)",
+    )  # fmt: skip
 
 
 def at_least(least: int) -> Callable[[str], int]:

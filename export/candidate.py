@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.arguments import share, soak_seconds
+from export.arguments import add_repository, add_soak, share
 from export.build import add_arguments, build, order, stand_back
 from export.bundle import read_manifest
 from export.errors import ExportError, ReleaseRefused
@@ -146,9 +146,7 @@ def _crown(number: int, run_id: str | None) -> None:
 def _parser(settings: Settings) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m export.candidate", description=__doc__.splitlines()[0])
     everywhere = argparse.ArgumentParser(add_help=False)
-    everywhere.add_argument(
-        "--repository", type=Path, default=settings.repository, help="model repository (default: %(default)s)"
-    )
+    add_repository(everywhere, settings)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for run, what in (
         (start, "load a version beside the one that serves"),
@@ -164,10 +162,7 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
             command.add_argument("--share", type=share, required=True, help="of the traffic, above 0 and up to 1")
             add_arguments(command)
         elif run is promote:
-            command.add_argument(
-                "--soak", type=soak_seconds, default=settings.soak_seconds, metavar="SECONDS",
-                help="how long the version before stays loaded (default: %(default)s, NUNCHI_SOAK_SECONDS)",
-            )  # fmt: skip
+            add_soak(command, settings)
     return parser
 
 

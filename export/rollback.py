@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from export.arguments import add_repository
 from export.errors import ExportError, ReleaseRefused, RepositoryBusy
 from export.gateway import Gateway
 from export.serving import (
@@ -164,9 +165,7 @@ def _registered(repository: Path, version: int) -> tuple[str | None, str | None]
 
 def _parser(settings: Settings) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m export.rollback", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--repository", type=Path, default=settings.repository, help="model repository (default: %(default)s)"
-    )
+    add_repository(parser, settings)
     return parser
 
 
