@@ -25,8 +25,8 @@ SMALL = 16  # texts of a request that is not bulk
 LEAST = 32  # texts: the limit of small requests never falls below, whatever was measured
 BULK_AT_ONCE = 2  # requests: one being answered, one behind it
 WAIT_SECONDS = 0.035  # a let-in request may take: a good deal longer than alone, and still soon
-BURST_SECONDS = 0.1  # of work, and one request more, may wait beyond the limit once in a while
-BURST_BACK = 0.01  # of what is answered is allowed for the next burst
+BURST_SECONDS = 0.2  # of work, and one request more, may wait beyond the limit once in a while
+BURST_BACK = 0.1  # of what is answered while there is room is allowed for the next burst
 STALL_SECONDS = 1.0  # without any answer, and it is not too much work that is the matter
 STALL_WORK_SECONDS = 3.0  # of work that may gather in a stall
 WINDOW_SECONDS = 0.5  # over which the rate is measured, at least
@@ -217,7 +217,8 @@ class Admission:
     def _learn(self, texts: int, now: float) -> None:
         self._last_answer = now
         if texts <= SMALL:
-            self._burst = max(0.0, self._burst - BURST_BACK * texts)
+            if now - self._last_full > FULL_SECONDS:  # in an overload a new burst would be a standing line again
+                self._burst = max(0.0, self._burst - BURST_BACK * texts)
             self.pace.answered(texts, now)
 
 

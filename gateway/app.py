@@ -39,13 +39,15 @@ from gateway.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
-from gateway.keys import Keys
+from gateway.keys import AdminKey, Keys
 from gateway.metrics import Metrics
+from gateway.operations import Operations
 from gateway.predict import Answer, Predictor
-from gateway.schemas import BatchRequest, PredictRequest
+from gateway.schemas import BatchRequest, OperationRequest, PredictRequest
 from gateway.settings import Settings
 from gateway.shelf import Shelf
 from gateway.triton import Triton
+from gateway.versions import Versions
 
 if TYPE_CHECKING:
     from gateway.tracing import Tracer
@@ -67,7 +69,8 @@ def create_app(settings: Settings, bundle: Bundle) -> FastAPI:
     champion = Champion(shelf, candidate, bundle, metrics.serves)
     predictor = Predictor(champion, candidate, triton, admission, metrics, deadline_seconds=settings.deadline_seconds)
     keys = Keys(settings.api_key, settings.keys_path)
-    api = Api(settings, keys, admission, champion, candidate, predictor, metrics)
+    operations = Operations(settings)
+    api = Api(settings, keys, admission, champion, candidate, predictor, operations, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -80,6 +83,7 @@ def create_app(settings: Settings, bundle: Bundle) -> FastAPI:
                 with suppress(asyncio.CancelledError):
                     await watching
                 predictor.close()
+                await asyncio.to_thread(operations.close)
                 if tracer:
                     tracer.close()
 
@@ -98,7 +102,8 @@ def create_app(settings: Settings, bundle: Bundle) -> FastAPI:
             methods=[route.method],
             summary=route.summary,
             responses=openapi.responses(route),
-            openapi_extra=openapi.request_body(route),
+            openapi_extra=openapi.inputs(route),
+            status_code=route.status,
             response_class=Response,
         )
     app.openapi = lambda: openapi.document(app, settings)
@@ -140,6 +145,7 @@ class Api:
         champion: Champion,
         candidate: Candidate,
         predictor: Predictor,
+        operations: Operations,
         metrics: Metrics,
     ) -> None:
         self.settings = settings
@@ -148,6 +154,9 @@ class Api:
         self.champion = champion
         self.candidate = candidate
         self.predictor = predictor
+        self.versions = Versions(settings.repository)
+        self.admin_key = AdminKey(settings.admin_key)
+        self.operations = operations
         self.metrics = metrics
 
     async def predict(self, request: Request) -> Response:
@@ -199,6 +208,31 @@ class Api:
             }
         )
 
+    async def list_versions(self, request: Request) -> Response:
+        self._authorize(request)
+        champion = self.champion
+        versions = await self.versions.listed(champion.named.model, champion.answering, champion.serving)
+        return _json({"versions": versions})
+
+    async def operate(self, request: Request) -> Response:
+        self._authorize_operator(request)
+        asked = await self._read(request, OperationRequest)
+        exchange = exchange_of(request.scope)
+        client = request.client.host if request.client else "unknown"
+        operation = self.operations.begin(
+            asked, request_id=exchange.request_id, client=client, key_name=exchange.key_name
+        )
+        return _json(operation.shown, 202)
+
+    async def list_operations(self, request: Request) -> Response:
+        self._authorize_operator(request)
+        return _json({"operations": [each.shown for each in self.operations.latest]})
+
+    async def operation(self, request: Request) -> Response:
+        exchange_of(request.scope).route = "/v1/operations/{operation}"  # for the metrics: one name for all of them
+        self._authorize_operator(request)
+        return _json(self.operations.find(request.path_params["operation"]).shown)
+
     async def healthz(self, request: Request) -> Response:
         return _json({"status": "alive"})
 
@@ -216,6 +250,10 @@ class Api:
         if owner is None:
             raise Unauthorized("This gateway asks for a key; send it as `Authorization: Bearer <key>`")
         exchange_of(request.scope).key_name = owner
+
+    def _authorize_operator(self, request: Request) -> None:
+        self._authorize(request)
+        self.admin_key.check(request.headers.get("x-admin-key"))
 
     async def _read(self, request: Request, kind: type[Asked]) -> Asked:
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -261,7 +299,9 @@ class Api:
         exchange = exchange_of(request.scope)
         exchange.texts, exchange.characters = len(texts), sum(map(len, texts))
         async with while_connected(request.receive):
-            bundle, answers = await self.predictor.answer(texts, exchange, key=_request_key(request))
+            bundle, answers = await self.predictor.answer(
+                texts, exchange, key=_request_key(request), version=_asked_version(request)
+            )
         exchange.version = bundle.version
         self.metrics.spent(exchange.stages, time.perf_counter() - exchange.started, bundle.version)
         return bundle, answers
@@ -295,15 +335,22 @@ def _request_key(request: Request) -> str | None:
     return key
 
 
-def _json(body: dict) -> Response:
-    return Response(orjson.dumps(body), media_type="application/json")
+def _asked_version(request: Request) -> str | None:
+    version = request.headers.get("x-ask-version")
+    if version is not None and not openapi.VERSION.fullmatch(version):
+        raise InvalidRequest("x-ask-version is not the number of a version, such as 3; send one, or leave it out")
+    return version
+
+
+def _json(body: dict, status: int = 200) -> Response:
+    return Response(orjson.dumps(body), status, media_type="application/json")
 
 
 def _invalid(error: ValidationError) -> InvalidRequest:
     """Says what does not fit and where, without repeating what the client sent."""
     found = error.errors(include_url=False, include_input=False, include_context=False)
     faults = [
-        {"where": ".".join(map(str, each["loc"])) or "body", "what": each["msg"]} for each in found[:FAULTS_SHOWN]
+        {"where": ".".join(map(str, each["loc"])) or "body", "what": each["msg"].removeprefix("Value error, ")} for each in found[:FAULTS_SHOWN]
     ]
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     row = next((each["loc"][1] for each in found if each["loc"][:1] == ("texts",) and len(each["loc"]) > 1), None)

@@ -119,6 +119,9 @@ class Manifest(_Contract):
     metrics: dict[str, Any] | None = None
     reference: Reference | None = None
     golden_probability_tolerance: Annotated[float, Field(gt=0, lt=0.5)]
+    created: str | None = None
+    source: dict[str, Any] | None = None
+    parity: dict[str, Any] | None = None
     golden: Annotated[list[GoldenRow], Field(min_length=1)]
 
 
@@ -189,8 +192,7 @@ def read_bundle(repository: Path, version: int | None = None) -> Bundle:
             f"{serving_path(repository)} names version {version}, but {folder} is not there; "
             "name a version that was published, or publish this one"
         )
-    manifest = _read_json(folder / "manifest.json", Manifest)
-    _check_identity(manifest, (serving.model, version), folder)
+    manifest = read_manifest(folder, serving.model, version)
     _check_digests(manifest, folder)
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     _check_tokenizer(manifest, tokenizer, folder)
@@ -212,6 +214,13 @@ def read_bundle(repository: Path, version: int | None = None) -> Bundle:
         pad_tails=tuple(padding * (manifest.max_length - length) for length in lengths),
         mask_rows=tuple(one * length + zero * (manifest.max_length - length) for length in lengths),
     )
+
+
+def read_manifest(folder: Path, model: str, version: int) -> Manifest:
+    """The manifest in a version folder, if it is of this version; the files it vouches for are not looked at."""
+    manifest = _read_json(folder / "manifest.json", Manifest)
+    _check_identity(manifest, (model, version), folder)
+    return manifest
 
 
 def load_tokenizer(file: Path) -> Tokenizer:

@@ -66,6 +66,16 @@ class Champion:
         """When the live version was put in service, by serving.json (ISO 8601)."""
         return self._since
 
+    @property
+    def answering(self) -> str | None:
+        """The live version; None before the first one is proven."""
+        return self._proven and self._proven.version
+
+    @property
+    def serving(self) -> Serving | None:
+        """serving.json as it was last read."""
+        return self._wanted
+
     async def run(self) -> None:
         """Watch serving.json and Triton for ever."""
         try:

@@ -9,9 +9,12 @@
     ├── ClientGone               the client closed the connection; there is nobody to answer
     └── RequestError             the client acts: answered as application/problem+json
         ├── Unauthorized           401
+        ├── NotAllowed             403
         ├── NotFound               404
+        │   └── VersionNotLoaded   404
         ├── MethodNotAllowed       405
         ├── RequestTimeout         408  the body did not arrive
+        ├── OperationRunning       409  one at a time
         ├── PayloadTooLarge        413
         ├── UnsupportedMediaType   415
         ├── InvalidRequest         422
@@ -19,6 +22,7 @@
         │   └── TooManyTexts       422
         ├── Overloaded             429
         ├── Internal               500
+        ├── NotAvailable           501  this installation lacks a part
         ├── ModelUnavailable       503
         │   └── VersionNotReady    503  Triton is up but does not serve this version (any more)
         └── DeadlineExceeded       504
@@ -87,7 +91,15 @@ class Unauthorized(RequestError):
     pass
 
 
+class NotAllowed(RequestError):
+    pass
+
+
 class NotFound(RequestError):
+    pass
+
+
+class VersionNotLoaded(NotFound):
     pass
 
 
@@ -96,6 +108,10 @@ class MethodNotAllowed(RequestError):
 
 
 class RequestTimeout(RequestError):
+    pass
+
+
+class OperationRunning(RequestError):
     pass
 
 
@@ -127,6 +143,10 @@ class Internal(RequestError):
     pass
 
 
+class NotAvailable(RequestError):
+    pass
+
+
 class ModelUnavailable(RequestError):
     pass
 
@@ -148,9 +168,12 @@ class Problem(NamedTuple):
 
 PROBLEMS: dict[type[RequestError], Problem] = {
     Unauthorized: Problem(401, "unauthorized", "The API key is missing or wrong", {"WWW-Authenticate": "Bearer"}),
+    NotAllowed: Problem(403, "not_allowed", "The admin key is missing or wrong"),
     NotFound: Problem(404, "not_found", "There is nothing here"),
+    VersionNotLoaded: Problem(404, "version_not_loaded", "The version asked for does not answer here"),
     MethodNotAllowed: Problem(405, "method_not_allowed", "This address does not take this method"),
     RequestTimeout: Problem(408, "request_timeout", "The request did not arrive in time"),
+    OperationRunning: Problem(409, "busy", "Another operation is at work"),
     PayloadTooLarge: Problem(413, "payload_too_large", "The request is too large"),
     UnsupportedMediaType: Problem(415, "unsupported_media_type", "The body is not declared as JSON"),
     InvalidRequest: Problem(422, "invalid_request", "The request is not what this address takes"),
@@ -158,6 +181,7 @@ PROBLEMS: dict[type[RequestError], Problem] = {
     TooManyTexts: Problem(422, "too_many_texts", "The batch has too many texts"),
     Overloaded: Problem(429, "overloaded", "The gateway is full", {"Retry-After": "1"}),
     Internal: Problem(500, "internal", "The gateway made a mistake"),
+    NotAvailable: Problem(501, "not_available", "This gateway cannot do that where it runs"),
     ModelUnavailable: Problem(503, "model_unavailable", "The model does not answer", {"Retry-After": "1"}),
     DeadlineExceeded: Problem(504, "deadline_exceeded", "The answer did not come in time", {"Retry-After": "1"}),
 }

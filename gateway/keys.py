@@ -1,5 +1,7 @@
 """The API keys a gateway takes: NUNCHI_API_KEY, and those of NUNCHI_API_KEYS_FILE, which change without a restart.
 
+AdminKey is another matter: it opens /v1/operations only.
+
 The file has one key per line, `name: key` or just `key`; empty lines and lines that begin with # are skipped.  Only its
 owner and group may read it.  A name is for the log (the key itself is written nowhere); a key may have printable ASCII
 characters but no spaces.  To rotate: add the new key, let the callers change over, take the old one out; write the new
@@ -17,7 +19,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from gateway.errors import SettingRefused
+from gateway.errors import NotAllowed, SettingRefused
 
 LOOK_SECONDS = 1.0
 SHORTEST_KEY = 8  # characters, of a key in the file
@@ -72,6 +74,23 @@ class Keys:
             log.error("keeping the %d keys there were: %s", len(self._of_file), refusal)
         else:
             log.info("%d keys are taken now: %s", len(self._of_file), ", ".join(name for _, name in self._of_file))
+
+
+class AdminKey:
+    """The key of whoever may change what answers."""
+
+    def __init__(self, key: SecretStr | None) -> None:
+        self._digest = _digest(key.get_secret_value()) if key else None
+
+    def check(self, offered: str | None) -> None:
+        """NotAllowed unless this is the key."""
+        if self._digest is None:
+            raise NotAllowed(
+                "operations are switched off here; set NUNCHI_ADMIN_KEY (16 characters or more) where the gateway is "
+                "started, or run the commands there"
+            )
+        if not hmac.compare_digest(self._digest, _digest(offered or "")):
+            raise NotAllowed("operations ask for the admin key of this gateway; send it as `x-admin-key: <key>`")
 
 
 def read_keys(path: Path) -> list[tuple[bytes, str]]:

@@ -1,5 +1,6 @@
 """The OpenAPI document: every route, every status it can answer, every header, with the limits of this gateway."""
 
+import re
 from typing import NamedTuple
 
 from fastapi import FastAPI
@@ -13,22 +14,31 @@ from gateway.errors import (
     Internal,
     InvalidRequest,
     ModelUnavailable,
+    NotAllowed,
+    NotAvailable,
+    NotFound,
+    OperationRunning,
     Overloaded,
     PayloadTooLarge,
     RequestError,
     RequestTimeout,
     Unauthorized,
     UnsupportedMediaType,
+    VersionNotLoaded,
 )
 from gateway.schemas import (
     BatchAnswer,
     BatchRequest,
     HealthAnswer,
     ModelAnswer,
+    OperationAnswer,
+    OperationRequest,
+    OperationsAnswer,
     PredictAnswer,
     PredictRequest,
     ProblemAnswer,
     ReadyAnswer,
+    VersionsAnswer,
 )
 from gateway.settings import Settings
 
@@ -42,11 +52,18 @@ stable `code`.
 
 In an overload what would wait too long is refused with 429 before its body is read, and `Retry-After` says in how many
 seconds to come back.  `x-request-key` (yours, optional) keeps requests that belong together, those of one user say, on
-one model version while a candidate gets a share of the traffic.
+one model version while a candidate gets a share of the traffic.  `x-ask-version` (optional) asks a certain version: the
+one that answers, or the one on trial.
+
+`/v1/operations` changes what answers.  It asks for the admin key of this gateway, and runs the project's own commands
+beside it, one at a time.
 """
+
+VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 PREDICTING = (
     Unauthorized,
+    VersionNotLoaded,
     RequestTimeout,
     PayloadTooLarge,
     UnsupportedMediaType,
@@ -62,6 +79,22 @@ REQUEST_KEY = {
     "description": "requests with the same key are answered by the same version while a candidate is tried out",
     "schema": {"type": "string", "pattern": f"^{SANE_REQUEST_ID.pattern}$"},
 }
+ASK_VERSION = {
+    "name": "x-ask-version",
+    "in": "header",
+    "description": "the version that has to answer: the one that serves, or the one on trial",
+    "schema": {"type": "string", "pattern": f"^{VERSION.pattern}$"},
+}
+ADMIN_KEY = {
+    "name": "x-admin-key",
+    "in": "header",
+    "required": True,
+    "description": "NUNCHI_ADMIN_KEY of this gateway",
+    "schema": {"type": "string"},
+}
+OPERATION = {"name": "operation", "in": "path", "required": True, "schema": {"type": "string"}}
+OPERATING = (Unauthorized, NotAllowed, Internal)
+ASKING_HEADERS = ("x-request-id", "x-request-key", "x-ask-version", "traceparent")  # the admin key is not for pages
 SCHEMA_PATH = "#/components/schemas/{model}"
 
 
@@ -73,10 +106,21 @@ class Route(NamedTuple):
     answer: type[BaseModel] | None
     errors: tuple[type[RequestError], ...]
     body: type[BaseModel] | None = None
+    parameters: tuple[dict, ...] = ()
+    status: int = 200
 
 
 ROUTES = (
-    Route("POST", "/v1/predict", "predict", "The feeling of one text", PredictAnswer, PREDICTING, PredictRequest),
+    Route(
+        "POST",
+        "/v1/predict",
+        "predict",
+        "The feeling of one text",
+        PredictAnswer,
+        PREDICTING,
+        PredictRequest,
+        (REQUEST_KEY, ASK_VERSION),
+    ),
     Route(
         "POST",
         "/v1/predict/batch",
@@ -85,9 +129,55 @@ ROUTES = (
         BatchAnswer,
         PREDICTING,
         BatchRequest,
+        (REQUEST_KEY, ASK_VERSION),
     ),
     Route(
         "GET", "/v1/model", "model", "The model that answers", ModelAnswer, (Unauthorized, Internal, ModelUnavailable)
+    ),
+    Route(
+        "GET",
+        "/v1/versions",
+        "list_versions",
+        "The versions of the model repository",
+        VersionsAnswer,
+        (Unauthorized, Internal, ModelUnavailable),
+    ),
+    Route(
+        "POST",
+        "/v1/operations",
+        "operate",
+        "Promote, roll back, begin or end a trial",
+        OperationAnswer,
+        (
+            *OPERATING,
+            RequestTimeout,
+            OperationRunning,
+            PayloadTooLarge,
+            UnsupportedMediaType,
+            InvalidRequest,
+            NotAvailable,
+        ),
+        OperationRequest,
+        (ADMIN_KEY,),
+        202,
+    ),
+    Route(
+        "GET",
+        "/v1/operations",
+        "list_operations",
+        "The latest operations",
+        OperationsAnswer,
+        OPERATING,
+        parameters=(ADMIN_KEY,),
+    ),
+    Route(
+        "GET",
+        "/v1/operations/{operation}",
+        "operation",
+        "What an operation has come to",
+        OperationAnswer,
+        (*OPERATING, NotFound),
+        parameters=(OPERATION, ADMIN_KEY),
     ),
     Route("GET", "/healthz", "healthz", "Does the gateway live?", HealthAnswer, (Internal,)),
     Route("GET", "/readyz", "readyz", "Does the model answer?", ReadyAnswer, (Internal, ModelUnavailable)),
@@ -115,7 +205,7 @@ PROBLEM_HEADERS = {
 def responses(route: Route) -> dict[int, dict]:
     """Every status of a route; the codes that share a status are named in its description."""
     content = {"application/json": {"schema": _reference(route.answer)}} if route.answer else {"text/plain": {}}
-    documented = {200: {"description": "Answered", "headers": HEADERS, "content": content}}
+    documented = {route.status: {"description": "Answered", "headers": HEADERS, "content": content}}
     for error in route.errors:
         status = PROBLEMS[error].status
         codes = [problem.code for problem in PROBLEMS.values() if problem.status == status]
@@ -130,11 +220,13 @@ def responses(route: Route) -> dict[int, dict]:
     return documented
 
 
-def request_body(route: Route) -> dict | None:
-    if route.body is None:
-        return None
-    content = {"application/json": {"schema": _reference(route.body)}}
-    return {"requestBody": {"required": True, "content": content}, "parameters": [REQUEST_KEY]}
+def inputs(route: Route) -> dict:
+    """The body and the parameters of a route."""
+    found: dict[str, object] = {"parameters": list(route.parameters)} if route.parameters else {}
+    if route.body:
+        content = {"application/json": {"schema": _reference(route.body)}}
+        found["requestBody"] = {"required": True, "content": content}
+    return found
 
 
 def cross_origin(origins: list[str]) -> dict[str, object]:
@@ -142,7 +234,7 @@ def cross_origin(origins: list[str]) -> dict[str, object]:
     return {
         "allow_origins": origins,
         "allow_methods": ["GET", "POST"],
-        "allow_headers": ["authorization", "content-type", "x-request-id", "x-request-key", "traceparent"],
+        "allow_headers": ["authorization", "content-type", *ASKING_HEADERS],
         "expose_headers": [*HEADERS, *PROBLEM_HEADERS],
     }
 

@@ -2,6 +2,7 @@
 
 One bundle is taken at the start and used to the end, so all rows of one answer come from one version: the Champion's,
 or for the requests a canary takes, the candidate's (candidate.py); what that one cannot answer, the Champion answers.
+A request that names one of the two gets that one or an error.
 A request goes to Triton in chunks of at most `max_batch_size` rows, the rows sorted by length (a chunk costs what its
 longest row costs), and is answered in the order asked.
 """
@@ -18,7 +19,7 @@ from gateway.bundle import Bundle, Tokens
 from gateway.candidate import Candidate, Shadow, Trial
 from gateway.champion import Champion
 from gateway.envelope import Exchange
-from gateway.errors import DeadlineExceeded, EmptyText, ModelUnavailable, RequestError, VersionNotReady
+from gateway.errors import DeadlineExceeded, EmptyText, ModelUnavailable, RequestError, VersionNotLoaded, VersionNotReady
 from gateway.metrics import Metrics
 from gateway.proof import probabilities
 from gateway.stages import Stages
@@ -66,16 +67,21 @@ class Predictor:
         self._shadow.close()
         self._tokenizer_thread.shutdown(wait=False, cancel_futures=True)
 
-    async def answer(self, texts: list[str], exchange: Exchange, *, key: str | None) -> tuple[Bundle, list[Answer]]:
+    async def answer(
+        self, texts: list[str], exchange: Exchange, *, key: str | None, version: str | None
+    ) -> tuple[Bundle, list[Answer]]:
         """The answers in the order of `texts`, and the bundle they come from.
 
-        `key` decides whether the candidate gets the request, if there is one; None stands for the first text.
+        `version` is the one that has to answer, if any; such a request says nothing about a candidate.  Else `key`
+        decides whether the candidate gets the request, if there is one; None stands for the first text.
         """
-        trial = self._candidate.trial
+        trial = None if version else self._candidate.trial
         taken = trial is not None and trial.takes(key or texts[0])
         with self._admission.let_in(len(texts)):
             try:
                 async with asyncio.timeout(exchange.until - time.monotonic()):
+                    if version:
+                        return await self._answer_by(version, texts, exchange)
                     if taken and trial.mode == "canary":
                         return await self._answer_on_trial(trial, texts, exchange)
                     bundle, answers = await self._answer_live(texts, exchange)
@@ -92,6 +98,28 @@ class Predictor:
         elif trial and trial.mode == "canary":
             trial.champion_answered(sum(map(len, texts)), exchange.stages.inference)
         return bundle, answers
+
+    async def _answer_by(self, version: str, texts: list[str], exchange: Exchange) -> tuple[Bundle, list[Answer]]:
+        bundle = self._loaded(version)
+        try:
+            return bundle, await self._answer_with(bundle, texts, exchange, exchange.until)
+        except VersionNotReady:
+            await self._champion.refresh()
+            self._loaded(version)  # says so if it has gone
+            raise
+
+    def _loaded(self, version: str) -> Bundle:
+        """The live bundle or the one on trial; VersionNotLoaded when neither is this version."""
+        trial = self._candidate.trial
+        bundles = [self._champion.live, *([trial.bundle] if trial else [])]
+        for bundle in bundles:
+            if bundle.version == version:
+                return bundle
+        there = " and ".join(bundle.version for bundle in bundles)
+        raise VersionNotLoaded(
+            f"version {version} is neither the one that answers nor one on trial; ask {there}, or leave x-ask-version "
+            "out"
+        )
 
     async def _answer_live(self, texts: list[str], exchange: Exchange) -> tuple[Bundle, list[Answer]]:
         bundle = self._champion.live

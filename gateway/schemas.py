@@ -5,9 +5,9 @@ refused, and nothing is parsed twice.  Answers are written with orjson from plai
 against the models here.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 EXAMPLE = "다시 보고 싶은 영화"
 
@@ -15,18 +15,36 @@ EXAMPLE = "다시 보고 싶은 영화"
 class _Request(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
+
+class _Question(_Request):
     return_probs: Annotated[bool, Field(description="also return the probability of every label")] = False
 
 
-class PredictRequest(_Request):
+class PredictRequest(_Question):
     text: Annotated[str, Field(examples=[EXAMPLE], description="raw text; cleaning is the model's work")]
 
 
-class BatchRequest(_Request):
+class BatchRequest(_Question):
     texts: Annotated[
         list[str],
         Field(min_length=1, examples=[[EXAMPLE, "시간이 아까워요"]], description="raw texts, answered in this order"),
     ]
+
+
+class OperationRequest(_Request):
+    what: Literal["promote", "rollback", "candidate-start", "candidate-end"]
+    mode: Annotated[Literal["shadow", "canary"] | None, Field(description="of candidate-start, and needed there")] = None
+    share: Annotated[
+        float | None, Field(gt=0, le=1, description="of the traffic; of candidate-start, and needed there")
+    ] = None
+
+    @model_validator(mode="after")
+    def terms_are_those_of_a_candidate(self) -> Self:
+        given = [name for name in ("mode", "share") if getattr(self, name) is not None]
+        wanted = ["mode", "share"] if self.what == "candidate-start" else []
+        if given != wanted:
+            raise ValueError(f"{self.what} takes {' and '.join(wanted) or 'neither mode nor share'}")
+        return self
 
 
 class _Answer(BaseModel):
@@ -76,6 +94,40 @@ class ModelAnswer(_Answer):
     metrics: Annotated[dict | None, Field(description="what the model scored on its test set, when it was exported")]
     since: Annotated[str, Field(description="when this version was put in service (ISO 8601)")]
     candidate: Annotated[CandidateAnswer | None, Field(description="a version on trial beside it")]
+
+
+class VersionAnswer(_Answer):
+    version: Annotated[str, Field(examples=["3"])]
+    serving: Annotated[bool, Field(description="it answers here")]
+    previous: Annotated[bool, Field(description="a rollback goes back to it")]
+    candidate: Annotated[bool, Field(description="serving.json has it on trial; /v1/model says how it does")]
+    encoder: str | None
+    precision: str | None
+    max_length: int | None
+    labels: list[LabelAnswer] | None
+    created: str | None
+    source: Annotated[dict | None, Field(description="where it comes from: run, registry version, commit, dataset")]
+    metrics: Annotated[dict | None, Field(description="what the model scored on its test set")]
+    parity: Annotated[dict | None, Field(description="what the exported file was measured to lose by the export")]
+    broken: Annotated[str | None, Field(description="what is wrong with its files; then the fields above may be null")]
+
+
+class VersionsAnswer(_Answer):
+    versions: Annotated[list[VersionAnswer], Field(description="the newest first")]
+
+
+class OperationAnswer(_Answer):
+    id: Annotated[str, Field(examples=["9f86d081884c7d65"])]
+    what: str
+    state: Literal["running", "done", "failed"]
+    began: Annotated[str, Field(description="ISO 8601")]
+    ended: str | None
+    lines: Annotated[list[str], Field(description="what the command has said so far")]
+    result: Annotated[str | None, Field(description="the last of what it came to so far")]
+
+
+class OperationsAnswer(_Answer):
+    operations: Annotated[list[OperationAnswer], Field(description="the newest first, 20 at most")]
 
 
 class HealthAnswer(_Answer):

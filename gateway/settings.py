@@ -23,6 +23,7 @@ from gateway.errors import SettingRefused
 
 ROOT = Path(__file__).resolve().parent.parent
 PREFIX = "NUNCHI_"
+SHORTEST_ADMIN_KEY = 16  # characters
 
 
 def _not_empty(value: object) -> object:
@@ -63,6 +64,9 @@ class Settings(BaseSettings):
     api_keys_file: Folder | None = Field(
         None, description="file of keys, one `name: key` per line, read again when it changes; not readable by others"
     )
+    admin_key: SecretStr | None = Field(
+        None, description="key of /v1/operations, 16 characters or more; nobody may operate when unset"
+    )
     host_without_key: Name | None = Field(
         None, description="the address of NUNCHI_HOST once more, to listen there although no key is set"
     )
@@ -97,6 +101,18 @@ class Settings(BaseSettings):
     def the_key_is_not_empty(self) -> Self:
         if self.api_key is not None and not self.api_key.get_secret_value().strip():
             raise ValueError("NUNCHI_API_KEY is empty; give it a value, or unset it to serve without a key")
+        return self
+
+    @model_validator(mode="after")
+    def the_admin_key_is_long_and_fits_a_header(self) -> Self:
+        if self.admin_key is None:
+            return self
+        key = self.admin_key.get_secret_value()
+        if len(key) < SHORTEST_ADMIN_KEY or not re.fullmatch("[!-~]*", key):
+            raise ValueError(
+                f"NUNCHI_ADMIN_KEY has {len(key)} characters; give it {SHORTEST_ADMIN_KEY} or more, printable ASCII "
+                "without spaces (openssl rand -hex 16), or unset it"
+            )
         return self
 
     @model_validator(mode="after")
@@ -153,6 +169,6 @@ def _sentence(error: dict) -> str:
     field = str(error["loc"][0])
     variable = field if field.isupper() else PREFIX + field.upper()
     purpose = Settings.model_fields.get(field)
-    shown = "" if field == "api_key" else f" is {error['input']!r}"
+    shown = "" if field in ("api_key", "admin_key") else f" is {error['input']!r}"
     reason = error["msg"][0].lower() + error["msg"][1:]
     return f"{variable}{shown}: {reason}" + (f" ({purpose.description})" if purpose else "")

@@ -207,6 +207,16 @@ def test_a_burst_is_let_in_and_a_standing_line_is_not(world):
     assert len(places) == pytest.approx(expected, abs=2)
 
 
+def test_an_overload_that_lasts_gets_one_burst_and_the_next_one_has_to_be_earned(world):
+    world = world(*MODELS["a small model"])
+    world.offer(2400, 2)
+    took, refused = world.offer(2400, 20)
+    assert refused and max(took) < 1.5 * world.admission.pace.tolerated_seconds
+    world.offer(50, 5)
+    took, _ = world.offer(2400, 1)
+    assert max(took) > 0.5 * BURST_SECONDS
+
+
 def test_those_who_are_expected_have_their_place_until_they_are_too_late(world):
     admission = (world := world(*MODELS["a small model"])).admission
     places = []
