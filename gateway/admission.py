@@ -4,8 +4,12 @@ How many texts to let in at one time follows from what the model does now, not f
 Little's law, texts in flight = answers per second x seconds each takes, so a bound on the time is a bound on the
 texts: `limit` is what the model finishes in WAIT_SECONDS, and at least LEAST, below which a model that merges its
 requests would run half empty.  The rate is measured as BBR (Cardwell et al., ACM Queue 14, 2016) measures that of a
-path: only while there is enough to do.  That a short burst may pass while a standing line may not is from CoDel (RFC
-8289); small requests and bulk have limits of their own, as the partitions of Netflix' concurrency-limits.
+path: only while there is enough to do.  Small requests and bulk have limits of their own, as the partitions of Netflix'
+concurrency-limits.
+
+A line may have two causes.  Where more comes than the model can do, whoever waits makes all others wait, for as long as
+that lasts: the rest is refused at once.  Where no more comes than it usually can, it is the model that is slower for a
+moment (a release loads beside it, another process has the cores), and the line goes by itself: it may grow for a while.
 
 Triton's own queue has no bound and forgets nobody, so the gateway decides what enters it: at most a few full batches
 at a time.  Whatever waits at the gate costs nothing when its client leaves or its deadline passes, and a canary that
@@ -25,8 +29,11 @@ SMALL = 16  # texts of a request that is not bulk
 LEAST = 32  # texts: the limit of small requests never falls below, whatever was measured
 BULK_AT_ONCE = 2  # requests: one being answered, one behind it
 WAIT_SECONDS = 0.035  # a let-in request may take: a good deal longer than alone, and still soon
-BURST_SECONDS = 0.2  # of work, and one request more, may wait beyond the limit once in a while
-BURST_BACK = 0.1  # of what is answered while there is room is allowed for the next burst
+PATIENCE_SECONDS = 0.25  # of work may wait beyond the limit, when it is the model that is slow
+LINE_SECONDS = 1.5  # for so long; then it is not for a moment that it is slow
+CROWD = 1.5  # times the pace of the model, and it is not the model that is slow
+CROWD_SECONDS = 0.05  # over which it is looked at how much comes, at least
+CROWD_TEXTS = 16  # and so many texts at the pace of the model
 STALL_SECONDS = 1.0  # without any answer, and it is not too much work that is the matter
 STALL_WORK_SECONDS = 3.0  # of work that may gather in a stall
 WINDOW_SECONDS = 0.5  # over which the rate is measured, at least
@@ -80,6 +87,28 @@ class Pace:
         self.restart(now)
 
 
+class Arrivals:
+    """Texts of small requests per second that come, let in or not, over this window and the one before."""
+
+    def __init__(self) -> None:
+        self._began = monotonic()
+        self._count = 0
+        self._before = 0.0
+        self._seconds_before = CROWD_SECONDS
+
+    def came(self, texts: int, now: float, window: float) -> None:
+        """``window`` in seconds."""
+        age = now - self._began
+        if age >= window:
+            self._seconds_before = min(age, 2 * window)  # an event loop that stood still has them all come late
+            self._before = self._count * self._seconds_before / age
+            self._began, self._count = now, 0
+        self._count += texts
+
+    def rate(self, now: float) -> float:
+        return (self._before + self._count) / (self._seconds_before + now - self._began)
+
+
 class Admission:
     """Counts the texts being answered, and lets in what will not have to wait too long.
 
@@ -97,9 +126,10 @@ class Admission:
         self._bulk_requests = 0
         # When those who passed the door did, and have not come in yet.
         self._expected: deque[float] = deque(maxlen=EXPECTED_MOST)
-        self._burst = 0.0  # texts let in beyond the limit lately
+        self._arrivals = Arrivals()
+        self._gathered = 0  # texts of small requests, in a stall
         self._last_answer = self._idle_since = monotonic()
-        self._last_full = -math.inf
+        self._last_full = self._full_since = -math.inf
         self._refused = 0
 
     @property
@@ -165,7 +195,9 @@ class Admission:
 
     def refusal(self, texts: int) -> Overloaded:
         """The error for texts that found no room.  Each sets another of RETRY_SPREAD seconds to come back."""
-        self._last_full = monotonic()
+        now = monotonic()
+        self._is_full(now)
+        self._came(texts, now)
         wait = math.ceil(self.texts / self.pace.rate) if self.pace.rate else 1
         seconds = min(max(wait, 1), LONGEST_RETRY_SECONDS) + self._refused % RETRY_SPREAD
         self._refused += 1
@@ -176,32 +208,46 @@ class Admission:
             headers={"Retry-After": str(seconds)},
         )
 
-    def _may_exceed(self, texts: int) -> bool:
-        """Whether so many may be let in beyond the limit: a burst now and then, and what waits for a stall to end."""
+    def _may_exceed(self, over: int) -> bool:
+        """Whether so many more may wait beyond the limit, because it is not a crowd that has brought them there."""
         rate = self.pace.rate
         if self._stands_still():
-            return not rate or self._small + texts <= STALL_WORK_SECONDS * rate
-        return self._burst + texts <= SMALL + (BURST_SECONDS * rate if rate else LEAST)
+            return not rate or self._small + over <= STALL_WORK_SECONDS * rate
+        now = monotonic()
+        line = max(0.0, self._small - self.limit) + over
+        patience = SMALL + PATIENCE_SECONDS * rate if rate else LEAST
+        is_crowd = rate and self._arrivals.rate(now) > CROWD * rate
+        stands = now - self._last_full <= FULL_SECONDS and now - self._full_since > LINE_SECONDS
+        return line <= max(patience, self._gathered) and not is_crowd and not stands
+
+    def _is_full(self, now: float) -> None:
+        if self._stands_still():
+            self._gathered = self._small
+        if now - self._last_full > FULL_SECONDS or self._stands_still():
+            self._full_since = now
+        self._last_full = now
+
+    def _came(self, texts: int, now: float) -> None:
+        if texts <= SMALL:
+            window = max(CROWD_SECONDS, CROWD_TEXTS / self.pace.rate) if self.pace.rate else CROWD_SECONDS
+            self._arrivals.came(texts, now, window)
 
     def _stands_still(self) -> bool:
         """Nothing is answered although there is something to answer; of bulk one cannot tell, it takes its time."""
         return not self._bulk and monotonic() - self._last_answer > STALL_SECONDS + self.pace.tolerated_seconds
 
     def _enter(self, texts: int, now: float) -> None:
+        self._came(texts, now)
         if self.texts == 0:
             self._last_answer = now  # there was nothing to answer
             self.pace.idled(self._idle_since, now)
-            self._burst = 0.0
         if texts > SMALL:
             self._bulk += texts
             self._bulk_requests += 1
         else:
             self._small += texts
-            over = min(texts, self._small - self.limit)
-            if over > 0 and not self._stands_still():
-                self._burst += over
         if self._small >= self.limit:
-            self._last_full = now
+            self._is_full(now)
         if self._bulk or now - self._last_full > max(FULL_SECONDS, self.pace.tolerated_seconds):
             self.pace.restart(now)
 
@@ -211,14 +257,14 @@ class Admission:
             self._bulk_requests -= 1
         else:
             self._small -= texts
+        if self._small <= self.limit:
+            self._gathered = 0
         if self.texts == 0:
             self._idle_since = monotonic()
 
     def _learn(self, texts: int, now: float) -> None:
         self._last_answer = now
         if texts <= SMALL:
-            if now - self._last_full > FULL_SECONDS:  # in an overload a new burst would be a standing line again
-                self._burst = max(0.0, self._burst - BURST_BACK * texts)
             self.pace.answered(texts, now)
 
 

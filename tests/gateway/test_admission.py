@@ -14,7 +14,8 @@ import gateway.admission
 from gateway.admission import (
     BATCHES_AT_TRITON,
     BULK_AT_ONCE,
-    BURST_SECONDS,
+    CROWD,
+    CROWD_SECONDS,
     EXPECTED_SECONDS,
     LEAST,
     LONGEST_RETRY_SECONDS,
@@ -196,29 +197,53 @@ def test_the_limit_follows_a_new_model_under_an_overload_that_never_ends(world, 
     assert (world.admission.limit > 1.5 * stale) if faster else (world.admission.limit < stale / 1.5)
 
 
-def test_a_burst_is_let_in_and_a_standing_line_is_not(world):
+def test_a_burst_is_let_in_until_it_has_proven_to_be_a_crowd(world):
     world = world(*MODELS["a small model"])
     world.offer(2000, 5)
     world.offer(20, 5)
+    assert world.offer(300, 0.2)[1] == 0
     places = []
     while world.admission.has_room(1):
         places.append(enter(world.admission, 1))
-    expected = world.admission.limit + SMALL + BURST_SECONDS * world.admission.pace.rate
-    assert len(places) == pytest.approx(expected, abs=2)
+    rate = world.admission.pace.rate
+    assert world.admission.limit < len(places) < world.admission.limit + CROWD * 2 * CROWD_SECONDS * rate
 
 
-def test_an_overload_that_lasts_gets_one_burst_and_the_next_one_has_to_be_earned(world):
+def test_a_crowd_makes_nobody_wait_long_from_its_first_moments_on(world):
     world = world(*MODELS["a small model"])
-    world.offer(2400, 2)
-    took, refused = world.offer(2400, 20)
-    assert refused and max(took) < 1.5 * world.admission.pace.tolerated_seconds
+    world.offer(2000, 5)
     world.offer(50, 5)
-    took, _ = world.offer(2400, 1)
-    assert max(took) > 0.5 * BURST_SECONDS
+    took, refused = world.offer(3000, 1)
+    assert refused and sum(each > 0.1 for each in took) < 0.3 * len(took)
+    took, _ = world.offer(3000, 20)
+    assert max(took) < 2 * world.admission.pace.tolerated_seconds
+
+
+def test_a_model_that_is_slower_for_a_moment_keeps_its_callers(world):
+    world = world(*MODELS["a small model"])
+    world.offer(2000, 5)
+    world.offer(600, 5)
+    a, b = world.a, world.b
+    world.a, world.b = 2 * a, 2 * b  # 450 a second
+    took, refused = world.offer(600, 0.8)
+    assert refused == 0 and max(took) > 1.5 * world.admission.pace.tolerated_seconds
+    world.a, world.b = a, b
+    assert world.offer(600, 1)[1] == 0
+    took, refused = world.offer(600, 5)
+    assert refused == 0 and p99(took) < world.admission.pace.tolerated_seconds
+
+
+def test_a_little_more_than_the_model_can_do_makes_no_line_that_stands(world):
+    world = world(*MODELS["a small model"])
+    world.offer(2000, 5)
+    world.offer(50, 5)
+    world.offer(1100, 3)  # of 900
+    took, refused = world.offer(1100, 20)
+    assert refused and max(took) < 2 * world.admission.pace.tolerated_seconds
 
 
 def test_those_who_are_expected_have_their_place_until_they_are_too_late(world):
-    admission = (world := world(*MODELS["a small model"])).admission
+    admission = (world := world(*MODELS["a small model"], most=LEAST)).admission
     places = []
     while admission.has_room(1):
         places.append(enter(admission, 1))
