@@ -1,7 +1,7 @@
 # Nunchi: the verbs. `make` alone lists them; CI calls the same ones.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo train register promote rollback restart export candidate triton gateway mlflow pretrain
+.PHONY: help setup up down demo train register promote rollback restart export candidate triton gateway ui mlflow pretrain
 .PHONY: test chaos soak audit lint lock
 
 PY := .venv/bin/python
@@ -21,7 +21,7 @@ help: ## list the verbs
 setup: ## make .venv from requirements.lock (every other verb does it when needed)
 	@deploy/setup.sh
 
-up: setup ## start Triton and the gateway, wait for a first prediction, print the URLs (Ctrl-C stops all)
+up: setup ## start Triton, the gateway and the page, wait for a first prediction, print the URLs (Ctrl-C stops all)
 	@$(ENV) exec $(PY) -m deploy.local up
 
 down: setup ## stop what `make up` started
@@ -62,6 +62,9 @@ triton: setup ## the embedded Triton alone, in the foreground
 
 gateway: setup ## the gateway alone, in the foreground
 	@$(ENV) exec $(PY) -m gateway
+
+ui: setup ## the page alone, in the foreground
+	@$(ENV) exec $(PY) -m ui
 
 test: lint ## every test, the end-to-end ones against the real servers included
 	$(PY) -m pytest

@@ -1,8 +1,8 @@
 """``python -m deploy.local up | restart | down``: the whole stack on this machine, without Docker (``make up`` …).
 
-``up`` starts every line of the Procfile in the foreground, waits until a prediction has truly been answered, prints the
-addresses, and keeps the parts running: one that dies is started again. Ctrl-C, ``down`` and SIGTERM stop everything;
-nothing of it outlives ``up``, even when ``up`` itself is killed.
+``up`` starts every line of the Procfile in the foreground, waits until a prediction has truly been answered and the
+page opens, prints the addresses, and keeps the parts running: one that dies is started again. Ctrl-C, ``down`` and
+SIGTERM stop everything; nothing of it outlives ``up``, even when ``up`` itself is killed.
 
 ``restart`` (SIGUSR1 to ``up``) replaces the gateway and loses no request: a second one starts beside the first, and
 when it can answer, the first accepts no more, finishes what it has, and ends. Both share the one listening socket that
@@ -202,6 +202,7 @@ def up(settings: Settings) -> None:
         _write_state(settings, restarts=0, refusal=None)
         stack.start()
         answer = _first_prediction(settings, stack.parts)
+        _wait_for(settings.page_url, "the page did not open", settings, stack.parts)
         _welcome(settings, answer, time.monotonic() - began)
         stack.keep_running()
     except Stop:
@@ -259,8 +260,16 @@ def _first_prediction(settings: Settings, parts: list[Part]) -> dict:
     headers = {"content-type": "application/json"}
     if settings.api_key:
         headers["authorization"] = f"Bearer {settings.api_key}"
-    url = f"http://{settings.client_host}:{settings.gateway_port}/v1/predict"
-    request = urllib.request.Request(url, body, headers)
+    request = urllib.request.Request(f"{settings.gateway_url}/v1/predict", body, headers)
+    return json.loads(_wait_for(request, "no prediction was answered", settings, parts))
+
+
+def _wait_for(request: urllib.request.Request | str, failure: str, settings: Settings, parts: list[Part]) -> bytes:
+    """The body of the first answer with status 200.
+
+    Raises:
+        StartError: a part has ended, or ``failure`` is all that can be said after the time that there is.
+    """
     deadline = time.monotonic() + settings.up_timeout_seconds
     refusal = "nothing listens yet"
     while time.monotonic() < deadline:
@@ -269,24 +278,25 @@ def _first_prediction(settings: Settings, parts: list[Part]) -> dict:
                 raise StartError(part.last_error())
         try:
             with urllib.request.urlopen(request, timeout=5) as answer:
-                return json.load(answer)
+                return answer.read()
         except urllib.error.HTTPError as exc:
             refusal = f"{exc.code} {exc.read(500).decode(errors='replace')}"
         except OSError as exc:
             refusal = str(exc)
         time.sleep(0.2)
     raise StartError(
-        f"no prediction was answered within {settings.up_timeout_seconds:.0f} s (the last try: {refusal}); "
+        f"{failure} within {settings.up_timeout_seconds:.0f} s (the last try: {refusal}); "
         f"look at {_shown(settings.var / 'log')}, or allow more with NUNCHI_UP_TIMEOUT_SECONDS"
     )
 
 
 def _welcome(settings: Settings, answer: dict, seconds: float) -> None:
-    gateway = f"http://{settings.client_host}:{settings.gateway_port}"
+    gateway = settings.gateway_url
     key = '-H "authorization: Bearer $NUNCHI_API_KEY" ' if settings.api_key else ""
     payload = json.dumps({"text": SENTENCE}, ensure_ascii=False)
     print(
         f"ready after {seconds:.1f} s: {SENTENCE} → {answer['label']} ({answer['confidence']:.2f})\n\n"
+        f"  page     {settings.page_url}       in English: {settings.page_url}/en\n"
         f"  gateway  {gateway}       API: {gateway}/docs\n"
         f"  Triton   http://127.0.0.1:{settings.triton_http_port}       gRPC: 127.0.0.1:{settings.triton_grpc_port}\n\n"
         f"  curl -s {gateway}/v1/predict {key}-H 'content-type: application/json' -d '{payload}'\n\n"

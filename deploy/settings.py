@@ -25,8 +25,10 @@ class Settings(BaseSettings):
     gateway_port: Port = 8080
     triton_http_port: Port = 8000
     triton_grpc_port: Port = 8001
+    ui_host: str = "127.0.0.1"
+    ui_port: Port = 7860
     up_timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 120
-    """How long ``make up`` waits for the first answered prediction."""
+    """How long ``make up`` waits for the first answered prediction, and the page."""
     deadline_seconds: Annotated[float, Field(gt=0, le=600)] = 15.0
     """The gateway's: a request in flight may take this long when the gateway is stopped."""
     api_key: str | None = None
@@ -50,9 +52,17 @@ class Settings(BaseSettings):
         return self.deadline_seconds + 15
 
     @property
-    def client_host(self) -> str:
-        """Where this machine reaches the gateway: loopback when it listens on every address."""
-        return "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
+    def gateway_url(self) -> str:
+        return f"http://{_from_here(self.host)}:{self.gateway_port}"
+
+    @property
+    def page_url(self) -> str:
+        return f"http://{_from_here(self.ui_host)}:{self.ui_port}"
+
+
+def _from_here(host: str) -> str:
+    """How this machine reaches what listens on ``host``: by loopback when that is every address."""
+    return "127.0.0.1" if host in ("0.0.0.0", "::") else host
 
 
 def read_settings() -> Settings:

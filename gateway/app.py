@@ -47,7 +47,7 @@ from gateway.schemas import BatchRequest, OperationRequest, PredictRequest
 from gateway.settings import Settings
 from gateway.shelf import Shelf
 from gateway.triton import Triton
-from gateway.versions import Versions
+from gateway.versions import NUMBER, Versions
 
 if TYPE_CHECKING:
     from gateway.tracing import Tracer
@@ -337,7 +337,7 @@ def _request_key(request: Request) -> str | None:
 
 def _asked_version(request: Request) -> str | None:
     version = request.headers.get("x-ask-version")
-    if version is not None and not openapi.VERSION.fullmatch(version):
+    if version is not None and not NUMBER.fullmatch(version):
         raise InvalidRequest("x-ask-version is not the number of a version, such as 3; send one, or leave it out")
     return version
 
@@ -350,7 +350,8 @@ def _invalid(error: ValidationError) -> InvalidRequest:
     """Says what does not fit and where, without repeating what the client sent."""
     found = error.errors(include_url=False, include_input=False, include_context=False)
     faults = [
-        {"where": ".".join(map(str, each["loc"])) or "body", "what": each["msg"].removeprefix("Value error, ")} for each in found[:FAULTS_SHOWN]
+        {"where": ".".join(map(str, each["loc"])) or "body", "what": each["msg"].removeprefix("Value error, ")}
+        for each in found[:FAULTS_SHOWN]
     ]
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     row = next((each["loc"][1] for each in found if each["loc"][:1] == ("texts",) and len(each["loc"]) > 1), None)

@@ -1,6 +1,5 @@
 """The OpenAPI document: every route, every status it can answer, every header, with the limits of this gateway."""
 
-import re
 from typing import NamedTuple
 
 from fastapi import FastAPI
@@ -41,6 +40,7 @@ from gateway.schemas import (
     VersionsAnswer,
 )
 from gateway.settings import Settings
+from gateway.versions import NUMBER
 
 DESCRIPTION = """\
 Reads the feeling of Korean web text.  Send raw text; cleaning and tokenizing are the model's own.
@@ -58,8 +58,6 @@ one that answers, or the one on trial.
 `/v1/operations` changes what answers.  It asks for the admin key of this gateway, and runs the project's own commands
 beside it, one at a time.
 """
-
-VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 PREDICTING = (
     Unauthorized,
@@ -83,7 +81,7 @@ ASK_VERSION = {
     "name": "x-ask-version",
     "in": "header",
     "description": "the version that has to answer: the one that serves, or the one on trial",
-    "schema": {"type": "string", "pattern": f"^{VERSION.pattern}$"},
+    "schema": {"type": "string", "pattern": f"^{NUMBER.pattern}$"},
 }
 ADMIN_KEY = {
     "name": "x-admin-key",

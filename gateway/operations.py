@@ -1,8 +1,8 @@
-"""What an operator may have the gateway do: the project's own commands, one at a time.
+"""What an operator may have the gateway do: the project's own commands, one at a time; only a rollback waits for none.
 
-Each runs as a process of its own, as `make` would run it, with the repository and the addresses of this gateway; nothing
-of it is imported.  It ends with the gateway.  The latest ones are kept in memory, with what they said, and forgotten
-with the process: the log has their beginnings and ends.
+Each runs as a process of its own, as `make` would run it, with the repository and the addresses of this gateway;
+nothing of it is imported.  It ends with the gateway.  The latest ones are kept in memory, with what they said, and
+forgotten with the process: the log has their beginnings and ends.
 """
 
 import logging
@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ class Operation:
     ended: str | None = None
     lines: list[str] = field(default_factory=list)
     result: str | None = None
+    process: subprocess.Popen[str] | None = None
 
     @property
     def shown(self) -> dict[str, object]:
@@ -75,8 +77,7 @@ class Operations:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._kept: dict[str, Operation] = {}  # the oldest first
-        self._process: subprocess.Popen[str] | None = None
-        self._watch: threading.Thread | None = None
+        self._watches: dict[str, threading.Thread] = {}  # of those at work
         self._closed = False
 
     @property
@@ -94,8 +95,13 @@ class Operations:
         return operation
 
     def begin(self, asked: OperationRequest, *, request_id: str, client: str, key_name: str | None) -> Operation:
-        """Returns at once.  OperationRunning while another is at work, NotAvailable without the commands."""
-        if running := next((each for each in self._kept.values() if each.state == "running"), None):
+        """Returns at once.  OperationRunning while another is at work, NotAvailable without the commands.
+
+        A promotion is at work for its soak too, the very minute in which one wants to roll back: a rollback is let in
+        beside it, and the commands settle the rest among themselves.
+        """
+        running = next((each for each in self.latest if each.state == "running"), None)
+        if running and (asked.what != "rollback" or running.what == "rollback"):
             raise OperationRunning(
                 f"{running.what} ({running.identity}) is at work since {running.began}, and one operation runs at a "
                 f"time; wait until GET /v1/operations/{running.identity} says that it has ended"
@@ -116,28 +122,31 @@ class Operations:
         fields = {name: value for name, value in about.items() if value}
         log.info("%s begins", " ".join(["python -m", module, *arguments]), extra={"fields": fields})
         command = [sys.executable, "-m", module, *arguments]
-        self._watch = threading.Thread(target=self._run, args=[operation, command, fields], name="operation")
-        self._watch.start()
+        watch = threading.Thread(target=self._run, args=[operation, command, fields], name="operation", daemon=True)
+        self._watches[operation.identity] = watch
+        watch.start()
         return operation
 
     def close(self) -> None:
-        """Have a command at work take back what it has begun, or end it.  Waits for it, so not for the event loop."""
+        """Have what is at work take back what it has begun, or end it.  Waits for it, so not for the event loop."""
         self._closed = True
-        if self._watch is None or self._process is None:
-            return
-        with suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGINT)
-        self._watch.join(STOP_SECONDS)
-        if self._watch.is_alive():
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._watch.join(STOP_SECONDS)
+        until = time.monotonic() + STOP_SECONDS
+        running = [each for each in self.latest if each.state == "running"]
+        for operation in running:
+            if operation.process:
+                operation.process.send_signal(signal.SIGINT)
+        for operation in running:
+            if watch := self._watches.get(operation.identity):
+                watch.join(max(0.0, until - time.monotonic()))
+            if operation.process and operation.state == "running":
+                with suppress(ProcessLookupError):
+                    os.killpg(operation.process.pid, signal.SIGKILL)
 
     def _run(self, operation: Operation, command: list[str], fields: dict[str, str]) -> None:
         try:
             status = self._follow(operation, command)
         except OSError as error:
-            status = error.errno
+            status = 1
             operation.say(f"error: the command could not be run: {error.strerror}")
         if status and not operation.lines:
             operation.say(f"error: the command ended with status {status} and said nothing")
@@ -151,6 +160,7 @@ class Operations:
             (operation.lines[-1] if status else operation.result) or "it said nothing",
             extra={"fields": fields},
         )
+        self._watches.pop(operation.identity)
 
     def _follow(self, operation: Operation, command: list[str]) -> int:
         """The exit status."""
@@ -165,7 +175,7 @@ class Operations:
             errors="replace",
             start_new_session=True,  # so that whatever it starts can be ended with it
         ) as process:
-            self._process = process
+            operation.process = process
             if self._closed:
                 process.kill()
             results = threading.Thread(target=_listen, args=[process.stdout, operation.come_to])

@@ -19,7 +19,14 @@ from gateway.bundle import Bundle, Tokens
 from gateway.candidate import Candidate, Shadow, Trial
 from gateway.champion import Champion
 from gateway.envelope import Exchange
-from gateway.errors import DeadlineExceeded, EmptyText, ModelUnavailable, RequestError, VersionNotLoaded, VersionNotReady
+from gateway.errors import (
+    DeadlineExceeded,
+    EmptyText,
+    ModelUnavailable,
+    RequestError,
+    VersionNotLoaded,
+    VersionNotReady,
+)
 from gateway.metrics import Metrics
 from gateway.proof import probabilities
 from gateway.stages import Stages
@@ -75,8 +82,8 @@ class Predictor:
         `version` is the one that has to answer, if any; such a request says nothing about a candidate.  Else `key`
         decides whether the candidate gets the request, if there is one; None stands for the first text.
         """
-        trial = None if version else self._candidate.trial
-        taken = trial is not None and trial.takes(key or texts[0])
+        trial = self._candidate.trial
+        taken = trial is not None and version is None and trial.takes(key or texts[0])
         with self._admission.let_in(len(texts)):
             try:
                 async with asyncio.timeout(exchange.until - time.monotonic()):

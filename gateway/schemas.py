@@ -33,10 +33,8 @@ class BatchRequest(_Question):
 
 class OperationRequest(_Request):
     what: Literal["promote", "rollback", "candidate-start", "candidate-end"]
-    mode: Annotated[Literal["shadow", "canary"] | None, Field(description="of candidate-start, and needed there")] = None
-    share: Annotated[
-        float | None, Field(gt=0, le=1, description="of the traffic; of candidate-start, and needed there")
-    ] = None
+    mode: Annotated[Literal["shadow", "canary"] | None, Field(description="only of candidate-start")] = None
+    share: Annotated[float | None, Field(gt=0, le=1, description="of the traffic; only of candidate-start")] = None
 
     @model_validator(mode="after")
     def terms_are_those_of_a_candidate(self) -> Self:

@@ -16,7 +16,7 @@ from tests.triton_process import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 120
-SETTINGS = ("TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT", "GATEWAY_PORT")
+SETTINGS = ("TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT", "GATEWAY_PORT", "UI_PORT")
 
 
 @dataclass
@@ -33,6 +33,10 @@ class Stack:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.ports['GATEWAY_PORT']}"
+
+    @property
+    def page_url(self) -> str:
+        return f"http://127.0.0.1:{self.ports['UI_PORT']}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -96,7 +100,9 @@ def new_stack(folder: Path, repository: Path = ROOT / "model_repository", **sett
     """Over a copy of ``repository``; ``settings`` are more variables of its environment."""
     (folder / "var").mkdir(parents=True)
     shutil.copytree(repository, folder / "models")
-    return Stack(folder / "var", folder / "models", dict(zip(SETTINGS, free_ports(4), strict=True)), settings)
+    return Stack(
+        folder / "var", folder / "models", dict(zip(SETTINGS, free_ports(len(SETTINGS)), strict=True)), settings
+    )
 
 
 def printed_curl(output: str) -> str:

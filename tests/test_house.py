@@ -10,11 +10,12 @@ import gateway.settings
 import loadtest.settings
 import server.settings
 import training.settings
+import ui.settings
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-ROOMS = ["training", "export", "server", "gateway", "loadtest", "deploy"]
-SETTINGS = [room.settings.Settings for room in (training, export, server, gateway, loadtest, deploy)]
+ROOMS = ["training", "export", "server", "gateway", "ui", "loadtest", "deploy"]
+SETTINGS = [room.settings.Settings for room in (training, export, server, gateway, ui, loadtest, deploy)]
 
 
 def tree() -> set[str]:
@@ -43,7 +44,7 @@ def test_the_readme_names_every_module_and_nothing_that_is_not_there():
 def test_every_make_verb_in_the_readme_is_in_the_makefile_and_listed_by_make():
     listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     verbs = set(re.findall(r"^  make (\w+) ", listed, re.MULTILINE))
-    contract = "setup up down demo train promote export rollback triton gateway mlflow test lint"  # of DESIGN 3.3
+    contract = "setup up down demo train promote export rollback triton gateway ui mlflow test lint"  # of DESIGN 3.3
     assert set(contract.split()) <= verbs
     assert set(re.findall(r"^\$? ?make (\w+)", README, re.MULTILINE)) <= verbs
 
@@ -70,5 +71,5 @@ def test_the_same_setting_has_the_same_default_in_every_room():
 
 
 def test_shell_scripts_stop_at_the_first_error():
-    for script in (ROOT / ".ci" / "run", ROOT / "deploy" / "setup.sh"):
+    for script in (ROOT / ".ci" / "run", *(ROOT / "deploy").rglob("*.sh")):
         assert "set -euo pipefail" in script.read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
 """``python -m training.data [--config FILE] [--dataset.key value …]``: reviews, checked and cut into parts.
 
-The command prints what a run would learn from: the parts, and what was found in the files.
+The command prints what a run would learn from: the parts, and what was found in the files. With ``feedback`` as its
+first word it makes such a file of what people said in the page (training/feedback.py).
 
 Kinds of dataset:
 
@@ -34,6 +35,7 @@ import pandas as pd
 
 from training.config import POLARITY, STARS, DatasetConfig, add_config_arguments, parse_config
 from training.errors import DatasetError, TrainingError
+from training.feedback import main as make_feedback
 from training.reviews import DataReport, Finding, Source, check_reviews, places, read_reviews
 from training.settings import read_settings
 
@@ -391,8 +393,12 @@ def summary(dataset: Dataset) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["feedback"]:
+        return make_feedback(argv[1:])
     parser = argparse.ArgumentParser(
-        prog="python -m training.data", description="Check and count the reviews of a run."
+        prog="python -m training.data",
+        description="Check and count the reviews of a run; `feedback` as the first word makes a dataset of opinions.",
     )
     add_config_arguments(parser)
     try:

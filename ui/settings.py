@@ -19,7 +19,9 @@ class Settings(BaseSettings):
     ui_host: str = Field("127.0.0.1", min_length=1)
     ui_port: Port = 7860
     gateway_url: str = Field("", pattern=r"^https?://[^/]+$")
-    """http://127.0.0.1:<NUNCHI_GATEWAY_PORT> when unset."""
+    """http://<NUNCHI_HOST>:<NUNCHI_GATEWAY_PORT> when unset; by loopback where that is every address."""
+    host: str = Field("127.0.0.1", min_length=1)
+    """Where the gateway listens."""
     gateway_port: Port = 8080
     api_key: SecretStr | None = None
     """The gateway's key, sent with every question of the page where one is set."""
@@ -34,7 +36,9 @@ class Settings(BaseSettings):
     @classmethod
     def next_door(cls, values: dict[str, object]) -> dict[str, object]:
         if not values.get("gateway_url"):
-            values["gateway_url"] = f"http://127.0.0.1:{values.get('gateway_port', 8080)}"
+            host = values.get("host", "127.0.0.1")
+            reached = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+            values["gateway_url"] = f"http://{reached}:{values.get('gateway_port', 8080)}"
         return values
 
     @property

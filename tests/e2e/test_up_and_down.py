@@ -10,6 +10,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.gateway.gateway_process import wait_until
 from tests.stack_process import ROOT, printed_curl
 
 SERVED = str(json.loads((ROOT / "model_repository" / "serving.json").read_text(encoding="utf-8"))["version"])
@@ -29,9 +30,15 @@ def test_up_answers_the_curl_line_that_it_prints_and_ctrl_c_leaves_nothing(stack
     prediction = json.loads(answer.stdout)
     assert prediction["label"] == "긍정"
     assert prediction["model_version"] == SERVED
-    assert len(stack.started) >= 4  # the server, Triton, its stub, the gateway, and Ray's
-    stack.process.send_signal(signal.SIGINT)
-    assert stack.process.wait(60) == 0, stack.output
+    for address, title in ((stack.page_url, "눈치"), (f"{stack.page_url}/en", "Nunchi")):
+        assert address in output
+        assert title in httpx.get(address, follow_redirects=True, timeout=30).text
+    assert len(stack.started) >= 5  # the server, Triton, its stub, the gateway, Ray's, and the page
+    with httpx.stream("GET", f"{stack.page_url}/gradio_api/heartbeat/of-a-browser", timeout=30) as stream:
+        assert stream.status_code == 200  # which Gradio's pages keep open as long as they are looked at
+        stack.process.send_signal(signal.SIGINT)
+        assert stack.process.wait(60) == 0, stack.output
+    assert "killing it" not in stack.output
     wait_until_clean(stack)
 
 
@@ -85,6 +92,14 @@ def test_a_killed_part_is_started_again(running):
     assert "gateway ended with status -9; starting it again" in running.output
 
 
+def test_a_killed_page_is_started_again(running):
+    (page,) = running.descendants("-m ui")
+    page.kill()
+    psutil.wait_procs([page], timeout=10)
+    wait_until(lambda: httpx.get(running.page_url, timeout=30).status_code == 200, 60, "the page opens")
+    assert "ui ended with status -9; starting it again" in running.output
+
+
 def refusal(stack) -> str:
     """The one line with which `up` ends."""
     stack.start()
@@ -95,7 +110,7 @@ def refusal(stack) -> str:
     return last
 
 
-@pytest.mark.parametrize("port", ["TRITON_GRPC_PORT", "GATEWAY_PORT"])
+@pytest.mark.parametrize("port", ["TRITON_GRPC_PORT", "GATEWAY_PORT", "UI_PORT"])
 def test_a_port_in_use_is_one_sentence_with_the_setting_that_moves_it(stack, port):
     with socket.create_server(("127.0.0.1", stack.ports[port])):
         sentence = refusal(stack)

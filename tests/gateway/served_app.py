@@ -54,7 +54,7 @@ class ServedApp:
 def served_app(
     repository: Path, triton_grpc_port: int, *, wait_for_triton: bool = True, **settings: object
 ) -> Iterator[ServedApp]:
-    (port,) = free_ports(1)
+    port = settings.pop("gateway_port", None) or free_ports(1)[0]
     chosen = Settings(model_repository=repository, gateway_port=port, triton_grpc_port=triton_grpc_port, **settings)
     app = create_app(chosen, read_bundle(repository))
     server = uvicorn.Server(

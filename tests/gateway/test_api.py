@@ -145,7 +145,7 @@ def test_a_request_key_of_another_kind_is_refused(shared_app, key):
 
 def test_the_document_names_the_headers_a_client_may_send_and_get(shared_app):
     post = shared_app.client.get("/openapi.json").json()["paths"]["/v1/predict"]["post"]
-    assert [each["name"] for each in post["parameters"]] == ["x-request-key"]
+    assert [each["name"] for each in post["parameters"]] == ["x-request-key", "x-ask-version"]
     assert post["responses"]["429"]["headers"]["Retry-After"]["schema"] == {"type": "integer", "minimum": 1}
 
 

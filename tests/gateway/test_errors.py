@@ -44,9 +44,12 @@ def test_every_request_error_has_a_status_and_a_code(kind):
 def test_codes_are_stable_and_unique():
     assert {problem.code: problem.status for problem in PROBLEMS.values()} == {
         "unauthorized": 401,
+        "not_allowed": 403,
         "not_found": 404,
+        "version_not_loaded": 404,
         "method_not_allowed": 405,
         "request_timeout": 408,
+        "busy": 409,
         "payload_too_large": 413,
         "unsupported_media_type": 415,
         "invalid_request": 422,
@@ -54,6 +57,7 @@ def test_codes_are_stable_and_unique():
         "too_many_texts": 422,
         "overloaded": 429,
         "internal": 500,
+        "not_available": 501,
         "model_unavailable": 503,
         "deadline_exceeded": 504,
     }

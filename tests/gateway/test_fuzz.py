@@ -15,9 +15,10 @@ from schemathesis.specs.openapi.checks import (
 )
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-PATHS = {"/v1/predict", "/v1/predict/batch", "/v1/model", "/healthz", "/readyz", "/metrics"}
 POSTS = [("POST", path) for path in ("/v1/predict", "/v1/predict/batch")]
-GETS = [("GET", path) for path in ("/v1/model", "/healthz", "/readyz", "/metrics")]
+ABOUT = ("/v1/model", "/v1/versions", "/v1/operations", "/v1/operations/{operation}")
+GETS = [("GET", path) for path in (*ABOUT, "/healthz", "/readyz", "/metrics")]
+PATHS = {path for _, path in POSTS + GETS}
 POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 # A GET takes nothing, so there is nothing wrong to send it.
 RUNS = [(*each, POSITIVE) for each in POSTS + GETS] + [(*each, NEGATIVE) for each in POSTS]
@@ -50,6 +51,6 @@ def test_the_document_names_every_route_and_every_limit(document):
     raw = document.raw_schema
     assert set(raw["paths"]) == PATHS
     assert set(raw["paths"]["/v1/predict"]["post"]["responses"]) == {
-        *("200", "401", "408", "413", "415", "422", "429", "500", "503", "504")
+        *("200", "401", "404", "408", "413", "415", "422", "429", "500", "503", "504")
     }
     assert raw["components"]["schemas"]["BatchRequest"]["properties"]["texts"]["maxItems"] == 1024
