@@ -67,10 +67,12 @@ class Gateway:
 
     async def predict(self, text: str, *, version: str | None = None) -> Answer:
         """``version`` asks a certain one, which has to be loaded: the one that serves, or the candidate."""
-        return await self._predict("/v1/predict", {"text": text, "return_probs": True}, version)
+        return await self._predict("/v1/predict", {"text": whole(text), "return_probs": True}, version)
 
     async def predict_batch(self, texts: Sequence[str], *, version: str | None = None) -> Answer:
-        return await self._predict("/v1/predict/batch", {"texts": list(texts), "return_probs": True}, version)
+        return await self._predict(
+            "/v1/predict/batch", {"texts": list(map(whole, texts)), "return_probs": True}, version
+        )
 
     async def model(self) -> dict[str, Any]:
         """What /v1/model says (gateway/schemas.py, ModelAnswer)."""
@@ -124,6 +126,11 @@ class Gateway:
         if response.is_success:
             return response
         raise _problem(response)
+
+
+def whole(text: str) -> str:
+    """With "?" for half a character, as a browser may send and UTF-8 cannot say."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _problem(response: httpx.Response) -> GatewayError:

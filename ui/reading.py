@@ -18,7 +18,7 @@ import gradio as gr
 from gradio.processing_utils import save_file_to_cache
 
 from ui.errors import Busy, GatewayError
-from ui.gateway import Answer
+from ui.gateway import Answer, whole
 from ui.occlusion import MAX_CHARACTERS, weigh
 from ui.page import Page, explain, notice
 from ui.table import write_csv
@@ -73,14 +73,14 @@ class Reader:
 
     async def read(self, text: str, visit: Visit) -> AsyncIterator[Changes]:
         yield self._unchanged
-        async for changes in _newest(visit, self._read(text, visit)):
+        async for changes in _newest(visit, self._read(whole(text), visit)):
             yield changes
 
     async def read_typed(self, text: str, visit: Visit, live: bool) -> AsyncIterator[Changes]:
         """The same once the visitor has stopped typing, where they want that; the history waits a little longer."""
         yield self._unchanged
         if live:
-            async for changes in _newest(visit, self._read_typed(text, visit)):
+            async for changes in _newest(visit, self._read_typed(whole(text), visit)):
                 yield changes
 
     @property

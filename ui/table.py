@@ -20,6 +20,8 @@ from openpyxl.cell import WriteOnlyCell
 from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 from openpyxl.utils import get_column_letter
 
+from ui.gateway import whole
+
 MAX_BYTES = 50_000_000
 MAX_ROWS = 100_000
 MAX_COLUMNS = 100
@@ -106,8 +108,7 @@ class Table:
 
 def read_lines(text: str) -> Table:
     """One text a line; empty lines are no rows.  Half characters, which a browser can send, become question marks."""
-    whole = text.encode("utf-8", "replace").decode("utf-8")
-    return _checked(_read_txt(whole, "UTF-8"))
+    return _checked(_read_txt(whole(text), "UTF-8"))
 
 
 def read_file(file: Path) -> Table:

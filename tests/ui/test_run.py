@@ -180,3 +180,10 @@ async def test_an_address_that_is_no_gateway_stops_the_run(shared_page) -> None:
             await run.work()
         assert run.state == "stopped"
         assert run.done == 0
+
+
+async def test_half_a_character_is_asked_as_a_question_mark(shared_app):
+    async with Gateway(Settings(gateway_url=shared_app.url)) as gateway:
+        (alone,) = (await gateway.predict("영화 \ud83d 좋다")).predictions
+        (whole,) = (await gateway.predict_batch(["영화 ? 좋다"])).predictions
+    assert alone.probabilities == pytest.approx(whole.probabilities, abs=1e-3)
