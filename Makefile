@@ -67,7 +67,7 @@ ui: setup ## the page alone, in the foreground
 	@$(ENV) exec $(PY) -m ui
 
 test: lint ## every test, the end-to-end ones against the real servers included
-	$(PY) -m pytest
+	@tests/run.sh
 
 chaos: setup ## releases, faults and overload under load, in full length; figures in var/chaos/figures.md
 	$(PY) -m pytest tests/chaos --full --ignore tests/chaos/test_soak.py $(ARGS)

@@ -5,7 +5,9 @@ The block is entered when the server has printed that it answers; a server that 
 with its exit status and its `error:` line.
 """
 
+import itertools
 import os
+import random
 import re
 import socket
 import subprocess
@@ -82,15 +84,34 @@ class TritonProcess:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on now.  They are free, not reserved."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Ports nobody listens on now, and that this run gives to nobody else.
+
+    They lie below those that the kernel gives to outgoing connections, or one of these could take a port between here
+    and the program it is for.  Each worker of pytest-xdist has a range of its own.
+    """
+    found = []
+    while len(found) < count:
+        port = next(_ports)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("0.0.0.0", port))
+            except OSError:
+                continue
+        found.append(port)
+    return found
+
+
+def _own_ports() -> Iterator[int]:
+    first, last = 10_000, 32_000  # Linux gives 32768 and up
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    size = (last - first) // WORKERS
+    start = random.randrange(size)  # another run on this machine most likely begins elsewhere
+    for place in itertools.count(start):
+        yield first + (worker % WORKERS) * size + place % size
+
+
+WORKERS = 8
+_ports = _own_ports()
 
 
 def server_environment(repository: Path, var_dir: Path, ports: tuple[int, int, int]) -> dict[str, str]:
