@@ -272,6 +272,7 @@ def _results(page: Page, words: Words, shown: gr.State) -> dict[str, Any]:
             label=words("table"),
             headers=[words(name) for name in ("number", "label", "confidence", "text", "problem")],
             datatype=["number", "str", "number", "str", "str"],
+            column_widths=[70, 90, 90, 640, 220],  # left to itself, a long text takes what the others need
             interactive=False,
             wrap=True,
             elem_id="batch-rows",

@@ -9,10 +9,13 @@ A browser test is `async` and marked `pytest.mark.anyio`:
 When it ends, the browser must have asked no host but this machine, and no script of the page may have failed.
 """
 
+import csv
+import itertools
 import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import date, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -88,6 +91,30 @@ def shared_page(shared_app: ServedApp, tmp_path_factory: pytest.TempPathFactory)
     """The page's address, asking `shared_app`."""
     with served_page(shared_app.url, tmp_path_factory.mktemp("page")) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def shipped_page(shipped_repository, tmp_path_factory):
+    """The page over the model that the repository ships."""
+    with (
+        running_triton(shipped_repository, shipped_repository.parent / "var") as triton,
+        served_app(shipped_repository, triton.grpc_port) as app,
+        served_page(app.url, tmp_path_factory.mktemp("page")) as url,
+    ):
+        yield url
+
+
+def dated_reviews(folder: Path, rows: int) -> Path:
+    """A CSV with ``rows`` of the bundled reviews, one after the other over again, and a date for each."""
+    with (ROOT / "training" / "sample_reviews.tsv").open(encoding="utf-8", newline="") as stream:
+        bundled = [row["document"] for row in csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)]
+    file = folder / "reviews.csv"
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["날짜", "리뷰"])
+        for place, text in zip(range(rows), itertools.cycle(bundled), strict=False):
+            writer.writerow([date(2026, 11, 1) + timedelta(days=place * 28 // rows), text])
+    return file
 
 
 @pytest.fixture(scope="session")

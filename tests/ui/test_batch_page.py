@@ -2,12 +2,14 @@
 
 import csv
 import io
+import time
 from pathlib import Path
 
 import pytest
 from openpyxl import load_workbook
 from playwright.async_api import Locator, Page, expect
 
+from tests.ui.conftest import dated_reviews
 from tests.ui.mortal_gateway import mortal_gateway
 from tests.ui.served_page import served_page
 
@@ -220,3 +222,18 @@ async def test_works_by_keyboard_and_on_a_phone(page_of) -> None:
     await page.keyboard.press("Enter")
     await expect(page.locator("#batch-results")).to_be_visible()
     assert await page.evaluate("document.documentElement.scrollWidth") <= 320
+
+
+@pytest.mark.full
+async def test_ten_thousand_reviews_are_read_in_a_moment(page_of, shipped_page, tmp_path: Path, capsys) -> None:
+    page = await page_of("ko", url=shipped_page)
+    await open_tab(page)
+    await upload(page, dated_reviews(tmp_path, rows=10_000))
+    await expect(page.locator("#batch-columns")).to_be_visible()
+    began = time.monotonic()
+    await page.locator("#batch-start").click()
+    await expect(status(page)).to_contain_text("다 읽었어요", timeout=600_000)
+    seconds = time.monotonic() - began
+    assert len(await rows_of_csv(page)) == 10_000
+    with capsys.disabled():
+        print(f"\n10,000 reviews through the page, from the click to the last answer: {seconds:.1f} s")

@@ -14,8 +14,8 @@ from playwright.async_api import expect
 from tests.gateway.gateway_process import wait_until
 from tests.gateway.served_app import served_app
 from tests.gateway.triton_parts import stopped_triton
-from tests.triton_process import free_ports, running_triton
-from tests.ui.conftest import is_foreign
+from tests.triton_process import free_ports
+from tests.ui.conftest import dated_reviews, is_foreign
 from tests.ui.served_page import served_page
 
 pytestmark = pytest.mark.anyio
@@ -227,26 +227,30 @@ def test_a_wrong_setting_is_one_sentence_that_names_it(tmp_path):
     assert said.startswith("error: NUNCHI_UI_PORT is '99999': ") and said.count("\n") == 1
 
 
-@pytest.fixture(scope="module")
-def shipped_page(shipped_repository, tmp_path_factory):
-    """The page over the model that the repository ships."""
-    with (
-        running_triton(shipped_repository, shipped_repository.parent / "var") as triton,
-        served_app(shipped_repository, triton.grpc_port) as app,
-        served_page(app.url, tmp_path_factory.mktemp("page")) as url,
-    ):
-        yield url
-
-
 @pytest.mark.screenshots
-async def test_the_screenshots_of_the_readme(page_of, shipped_page):
+async def test_the_screenshots_of_the_readme(page_of, shipped_page, tmp_path):
     pictures = ROOT / "docs" / "screenshots"
     pictures.mkdir(parents=True, exist_ok=True)
     page = await page_of("ko", url=shipped_page, height=960)
     await ask(page, "안 좋다고 해서 걱정했는데 배우들 연기도 좋고 정말 재밌네요 ㅋㅋㅋ")
     await expect(page.locator("#single-weights")).to_contain_text("+")
-    await page.mouse.move(0, 0)
-    for name in TABS:
+
+    async def picture(name: str) -> None:
         await open_tab(page, name)
-        await page.wait_for_timeout(1000)  # the tab asks the gateway when it opens
+        await page.mouse.move(0, 0)
+        await page.wait_for_timeout(1000)  # the tab asks the gateway when it opens, and charts draw themselves
         await page.screenshot(path=pictures / f"{name}.png", full_page=True, animations="disabled")
+
+    await picture("single")
+    await page.locator("#single-wrong").click()
+    await page.locator("#single-opinion-label input").last.check()
+    await page.locator("#single-opinion-name input, #single-opinion-name textarea").fill("눈치 검수단")
+    await page.locator("#single-opinion-send").click()
+    await expect(page.locator("#single-opinion-notice")).to_contain_text("저장했어요")
+    await open_tab(page, "batch")
+    await page.locator("#batch-source input[value=file]").check()
+    await page.locator("#batch-file input[type=file]").set_input_files(dated_reviews(tmp_path, rows=1600))
+    await page.locator("#batch-start").click()
+    await expect(page.locator("#batch-status")).to_contain_text("다 읽었어요", timeout=60_000)
+    for name in TABS[1:]:
+        await picture(name)
