@@ -85,6 +85,6 @@ lint: setup ## ruff and the import directions between the rooms
 
 lock: setup ## resolve pyproject.toml anew into requirements.lock
 	rm -f requirements.lock
-	UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" .venv/bin/uv pip compile --quiet --python-version 3.11 --group dev pyproject.toml \
+	UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" .venv/bin/uv pip compile --quiet --python-version 3.11 --group dev \
 	  --no-emit-find-links --no-annotate --no-header --output-file requirements.lock
 	sed -i 's/^\(torch==[0-9.]*\)+cpu$$/\1/' requirements.lock
