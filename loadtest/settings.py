@@ -18,12 +18,14 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", min_length=1)
     gateway_port: Port = 8080
+    triton_http_port: Port = 8000
     triton_grpc_port: Port = 8001
+    var: Path = Path("var")
     model_repository: Path = Path("model_repository")
     api_key: str | None = None
     """The gateway's key, sent with every request where one is set."""
 
-    @field_validator("model_repository")
+    @field_validator("model_repository", "var")
     @classmethod
     def from_root(cls, path: Path) -> Path:
         return (ROOT / path.expanduser()).resolve()
