@@ -9,6 +9,7 @@ REPOSITORY ?= model_repository
 CONFIG ?=
 CHECKPOINT ?=
 OSV ?=
+TARGET ?=
 DATA ?=
 ARGS ?=
 
@@ -45,8 +46,8 @@ rollback: setup ## answer from the version before this one, at once; then make i
 restart: setup ## a new gateway in place of the running one, without a lost request
 	@$(ENV) $(PY) -m deploy.local restart
 
-export: setup ## publish the Champion and let it answer, without a lost request: DATA=labelled reviews CHECKPOINT=folder ARGS=--watch
-	@$(ENV) $(PY) -m export --repository $(REPOSITORY) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(if $(DATA),--data $(DATA)) $(ARGS)
+export: setup ## publish the Champion and let it answer: DATA=labelled reviews CHECKPOINT=folder ARGS=--watch; TARGET=torchserve or gpu packs it
+	@$(ENV) $(PY) -m export$(TARGET:%=.%) --repository $(REPOSITORY) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(if $(DATA),--data $(DATA)) $(ARGS)
 
 candidate: setup ## a version on trial beside the one that answers: ARGS="start --mode shadow --share 0.2", promote, end, status
 	@$(ENV) $(PY) -m export.candidate $(ARGS)

@@ -3,11 +3,13 @@
 ExportError
 ├── SettingRefused       an environment variable is empty or wrong
 ├── NoChampion           no checkpoint is named, and the registry has promoted none
+├── NothingServes        the repository serves no version yet
 ├── CheckpointError      the folder is missing, incomplete or contradicts itself
 │   └── UnsupportedModel   it is whole, but a model that this exporter cannot express
 ├── DataError            the labelled reviews of the parity gate are missing, malformed or too few
 ├── GateClosed           no remedy made a file that answers like torch: nothing is published
 ├── BundleBroken         a written bundle does not read back as it was written
+├── PackingFailed        torch-model-archiver could not write a .mar
 ├── RepositoryError      the model repository cannot take this version
 │   ├── RepositoryBusy     another command is changing it
 │   ├── RepositoryAway     it cannot be read or written now, or is gone
@@ -30,6 +32,10 @@ class NoChampion(ExportError):
     pass
 
 
+class NothingServes(ExportError):
+    pass
+
+
 class CheckpointError(ExportError):
     pass
 
@@ -47,6 +53,10 @@ class GateClosed(ExportError):
 
 
 class BundleBroken(ExportError):
+    pass
+
+
+class PackingFailed(ExportError):
     pass
 
 
