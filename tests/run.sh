@@ -10,6 +10,7 @@ together=(tests/test_house.py tests/test_security.py tests/deploy tests/export t
 
 echo "tests: the tools that some of them need"
 deploy/chromium.sh >/dev/null
+deploy/java.sh >/dev/null
 deploy/prometheus/install.sh >/dev/null
 
 echo "tests: ${together[*]}"
