@@ -57,6 +57,8 @@ def test_the_env_example_lists_every_setting_of_every_room_with_its_default():
         for name, field in settings.model_fields.items():
             variable = name.upper() if field.validation_alias else f"NUNCHI_{name.upper()}"
             known[field.validation_alias or variable] = "" if field.default is None else str(field.default)
+    containers = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    known = dict.fromkeys(re.findall(r"\$\{(NUNCHI_\w+):\?", containers), "") | known
     assert set(shown) == set(known)
     for variable, default in known.items():
         assert shown[variable] in (default, default.removesuffix(".0")), variable
