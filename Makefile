@@ -1,7 +1,7 @@
 # Nunchi: the verbs. `make` alone lists them; CI calls the same ones.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo train register promote rollback restart export candidate triton gateway ui mlflow pretrain
+.PHONY: help setup up down demo collect train register promote rollback restart export candidate triton gateway ui mlflow pretrain
 .PHONY: test chaos soak audit lint lock
 
 PY := .venv/bin/python
@@ -30,6 +30,9 @@ down: setup ## stop what `make up` started
 
 demo: setup ## the whole loop on the bundled reviews: search, register, promote, export, serve, predict (var/demo)
 	@$(ENV) exec $(PY) -m deploy.demo
+
+collect: setup ## what is new on a site of reviews, cleaned and labelled by its stars: SITE=yaml ARGS="--since 2026-11-30"
+	@$(ENV) $(PY) -m training.collection crawl --site $(or $(SITE),$(error collect wants SITE=path/to/site.yaml)) $(ARGS)
 
 train: setup ## search for the best model: CONFIG=yaml ARGS="--train.epochs 3 --tune.trials 4"; ARGS=--resume goes on
 	@$(ENV) exec $(PY) -m training.tune $(if $(CONFIG),--config $(CONFIG)) $(ARGS)

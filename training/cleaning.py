@@ -20,6 +20,7 @@ The shrinking to two follows ``repeat_normalize(num_repeats=2)`` of soynlp, with
 """
 
 import json
+from functools import cache
 from typing import Literal, get_args
 
 from tokenizers import Regex, Tokenizer, normalizers
@@ -133,6 +134,22 @@ def has_cleaning(tokenizer: Tokenizer) -> bool:
     for step in steps:  # grows while it is walked: sequences nest
         steps += step.get("normalizers", [])
     return any(step.get("pattern", {}).get("Regex") == REPEATED_CHARACTER for step in steps)
+
+
+def words(text: str) -> str:
+    """What a text says, by which two are told to be one: its letters and digits once cleaned, in lower case.
+
+    "정말 재밌어요ㅋㅋㅋ!!" and "정말재밌어요 ㅠㅠ" are the same words. A text that has none, as "ㅋㅋ" or "!!", is
+    itself without white space.
+    """
+    plain = _plain().normalize_str(text)
+    said = "".join(letter for letter in plain if letter.isalnum() and not "\u3131" <= letter <= "\u318e")  # ㄱ to ㆎ
+    return said or "".join(plain.split()) or "".join(text.split())
+
+
+@cache
+def _plain() -> Normalizer:
+    return cleaning_normalizer("remove", lowercase=True)
 
 
 def _replace(pattern: str, content: str) -> Normalizer:

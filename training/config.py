@@ -69,6 +69,9 @@ class DatasetConfig(Section):
     )
     train: NamedPath | None = Field(None, description="files: a .tsv, .csv or .parquet, .gz included")
     test: NamedPath | None = Field(None, description="files: likewise; without one, test is cut from train")
+    earlier: list[NamedPath] = Field(
+        [], description="collected: files of reviews, or NSMC's folder, whose texts are left out of train and test"
+    )
     text_column: str = Field("document", min_length=1, description="files: the column of the texts")
     label_column: str = Field("label", min_length=1, description="files: the column of the labels: index, name or 긍정")
     labels: list[str] = Field(
@@ -122,6 +125,7 @@ class DatasetConfig(Section):
 
 OWNED = {
     "folder": ("nsmc", "collected"),
+    "earlier": ("collected",),
     "train": ("files",),
     "test": ("files",),
     "text_column": ("files",),
@@ -279,7 +283,9 @@ class TrainingConfig(Section):
 def with_absolute_paths(config: TrainingConfig) -> TrainingConfig:
     """So that what a run leaves can be used from another directory, and on another node."""
     paths = {key: getattr(config.dataset, key) for key in ("folder", "train", "test")}
-    dataset = config.dataset.model_copy(update={key: path and path.resolve() for key, path in paths.items()})
+    paths = {key: path and path.resolve() for key, path in paths.items()}
+    paths["earlier"] = [path.resolve() for path in config.dataset.earlier]
+    dataset = config.dataset.model_copy(update=paths)
     encoder = config.model.encoder
     if encoder not in ENCODERS and Path(encoder).is_dir():
         encoder = str(Path(encoder).resolve())

@@ -9,11 +9,12 @@ Kinds of dataset:
   without quotes); without one the official files (github.com/e9t/nsmc, CC0) are downloaded. Three labels also need
   ``reviews_rest.tsv.gz`` (``document``, ``rating`` 1-10, …).
 * ``collected``: a folder of Parquet files at any depth (``site=…/day=…/*.parquet``) with ``document`` and ``rating``
-  1-10 or ``label``; further columns are left alone.
+  1-10 or ``label``; further columns are left alone. What stands in ``earlier`` data already is left out.
 * ``files``: TSV, CSV or Parquet of the user's own. ``sample``: the bundled hand-written reviews.
 
 The protocol: dev is cut from train, no text stands on both sides of a cut, and test is left to registration. Every cut
-goes by a hash of the text without white space, so it depends on neither the order of the rows nor a seed.
+goes by a hash of the text without white space, so it depends on neither the order of the rows nor a seed. Of collected
+reviews it goes by their words alone (training.cleaning.words): people post a text again with another "!!", and edit it.
 
 What may well be true of real reviews is kept and counted in the report: a text that stands there twice ("최고" is
 written by many), or with two labels.
@@ -27,12 +28,14 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from training.cleaning import words
 from training.config import POLARITY, STARS, DatasetConfig, add_config_arguments, parse_config
 from training.errors import DatasetError, TrainingError
 from training.feedback import main as make_feedback
@@ -201,10 +204,14 @@ def _cut_test(part: Part, share: float) -> tuple[Part, Part]:
     return Part(part.rows[~in_test], part.report), Part(part.rows[in_test], DataReport({}))
 
 
-def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
-    """With ``order``: evenly spread, the same for a text on every machine; two texts that share one stay together."""
-    plain = ("".join(text.split()).encode("utf-8", "surrogatepass") for text in rows.document.to_numpy(object))
-    digests = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in plain)
+def _without_spaces(text: str) -> str:
+    return "".join(text.split())
+
+
+def _in_order(rows: pd.DataFrame, plain: Callable[[str], str] = _without_spaces) -> pd.DataFrame:
+    """With ``order``: evenly spread, the same on every machine; texts that are ``plain`` the same share one."""
+    texts = (plain(text).encode("utf-8", "surrogatepass") for text in rows.document.to_numpy(object))
+    digests = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in texts)
     return rows.assign(order=np.frombuffer(digests, ">u8").astype(np.uint64))
 
 
@@ -280,9 +287,23 @@ def _collected(config: DatasetConfig) -> tuple[Part, Part]:
             raise DatasetError(f"{folder}, {name}: {exc}") from exc
         size += named[name].document.array.nbytes
         _refuse_size(config, "unpacks to more than", size)
-    rows = _in_order(pd.concat(named))
+    rows = _in_order(pd.concat(named), words)
     report = _together(folder.name, reports) + _repeats(folder.name, rows)
+    for earlier in config.earlier:
+        stood = rows.order.isin(_earlier_order(earlier, config))
+        report += _report(folder.name, f"its words stand in {earlier.name} already", rows.index[stood], dropped=True)
+        rows = rows[~stood]
     return _cut_test(Part(rows, report), config.test_share)
+
+
+def _earlier_order(earlier: Path, config: DatasetConfig) -> pd.Series:
+    """UINT64 [rows]: the hashes of the words of a file of reviews, or of NSMC's folder."""
+    stars = Source(STARS, star_column="rating", encoding=config.encoding, max_megabytes=config.max_megabytes)
+    if earlier.is_dir():
+        rows = pd.concat(part.rows for part in _nsmc_polarity(config.model_copy(update={"folder": earlier})))
+    else:
+        rows, _ = check_reviews(earlier, stars)
+    return _in_order(rows, words).order
 
 
 def _refuse_size(config: DatasetConfig, verb: str, size: int) -> None:

@@ -5,6 +5,8 @@ TrainingError
 ├── DatasetError      a file is missing, unreadable, or not in the stated format
 ├── CheckpointError   a model folder is missing, incomplete, or of another kind
 ├── CollapsedModel    the model answers one class for nearly everything: refused
+├── SiteRefused       the YAML of a site is wrong
+├── CollectionError   a crawl that cannot begin or go on: refused, unreachable, or another one runs
 ├── SearchError       a search folder is missing, incomplete, or none of its trials succeeded
 ├── TrackingError     MLflow cannot be reached, or does not hold what is asked for
 ├── RegistryError     a registration, promotion or rollback that the registry refuses
@@ -30,6 +32,14 @@ class CheckpointError(TrainingError):
 
 
 class CollapsedModel(TrainingError):
+    pass
+
+
+class SiteRefused(TrainingError):
+    pass
+
+
+class CollectionError(TrainingError):
     pass
 
 

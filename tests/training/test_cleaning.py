@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from tokenizers.normalizers import BertNormalizer
 
-from training.cleaning import add_cleaning, cleaning_normalizer, has_cleaning
+from training.cleaning import add_cleaning, cleaning_normalizer, has_cleaning, words
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = json.loads((ROOT / "tests" / "golden_cleaning.json").read_text(encoding="utf-8"))
@@ -20,6 +20,19 @@ CLEANING = cleaning_normalizer(lowercase=True)
 @pytest.mark.parametrize("row", GOLDEN["rows"], ids=lambda row: row["raw"][:20])
 def test_raw_text_is_normalized_as_the_golden_file_says(row):
     assert CLEANING.normalize_str(row["raw"]) == row["normalized"]
+
+
+def test_the_words_of_a_text_are_what_it_says_whatever_stands_around_them():
+    same = [
+        "정말 재밌어요",
+        "정말재밌어요ㅋㅋㅋ",
+        "정말 재밌어요!!! ㅠㅠ",
+        "<b>정말</b> 재밌어요 👍",
+        "정말… 재밌어요~",
+    ]
+    assert {words(text) for text in same} == {"정말재밌어요"}
+    assert words("OST 100점") == "ost100점"
+    assert (words("ㅋㅋㅋㅋ"), words("! !"), words("👍👍")) == ("ㅋㅋ", "!!", "👍👍")
 
 
 @pytest.mark.parametrize("row", GOLDEN["rows"], ids=lambda row: row["raw"][:20])

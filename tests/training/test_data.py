@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from training import data
+from training.cleaning import words
 from training.config import STARS, DatasetConfig
 from training.data import TEST, TRAIN, cut_dev, open_dataset
 from training.errors import DatasetError
@@ -222,6 +223,30 @@ def test_a_text_never_moves_from_train_to_test_while_the_collection_grows(tmp_pa
     after = open_dataset(config, cache=tmp_path)
     assert texts(before.train()) < texts(after.train()) and texts(before.test()) < texts(after.test())
     assert 0.15 < len(after.test()) / 1200 < 0.25
+
+
+def test_the_words_alone_decide_on_which_side_of_a_cut_a_collected_text_stands(tmp_path):
+    """Posted again with another ending, spaced otherwise, edited in its marks: it is the same for the cut."""
+    written = ["{}", "{}!!", "{} ㅋㅋㅋ", "{} ㅠㅠ", "{}~ 👍", "<b>{}</b>"]
+    rows = [(how.format(f"정말 {i}번 볼 영화"), 1 + 9 * (i % 2)) for i in range(500) for how in written]
+    write_collected(tmp_path, rows)
+    dataset = open_dataset(DatasetConfig(kind="collected", folder=tmp_path), cache=tmp_path)
+    train, dev = dataset.learning_parts()
+    parts = [{words(text) for text in part.document} for part in (train, dev, dataset.test())]
+    assert [len(part) > 10 for part in parts] == [True] * 3
+    assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
+
+
+def test_what_stands_in_earlier_data_is_left_out_of_a_collection(tmp_path):
+    nsmc = write_nsmc(tmp_path / "nsmc", [("글 1!", 1), ("글 2", 0)], [("글 3ㅋㅋ", 1)])
+    (tmp_path / "earlier.tsv").write_text("document\tlabel\n글 4\t긍정\n글 5\t1\n", encoding="utf-8")
+    write_collected(tmp_path / "out", [(f"글 {i}", 1 + 9 * (i % 2)) for i in range(500)])
+    config = DatasetConfig(kind="collected", folder=tmp_path / "out", earlier=[nsmc, tmp_path / "earlier.tsv"])
+    dataset = open_dataset(config, cache=tmp_path)
+    left = texts(dataset.train()) | texts(dataset.test())
+    assert left == {f"글 {i}" for i in range(500) if i not in (1, 2, 3, 4, 5)}
+    found = {finding.reason: finding.rows for finding in dataset.report.findings}
+    assert found == {"its words stand in nsmc already": 3, "its words stand in earlier.tsv already": 2}
 
 
 def test_a_wrong_row_of_a_collection_is_named_with_its_file(tmp_path):
