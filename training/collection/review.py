@@ -74,7 +74,7 @@ class Verdict:
 
 def judge(raw, url: str, site: Site, clean: Normalizer, salt: bytes, now: datetime) -> Verdict:
     """What becomes of a `page.RawReview` found on ``url`` at ``now``."""
-    text = hide_contacts(clean.normalize_str(raw.text)).strip() if raw.text else ""
+    text = " ".join(hide_contacts(clean.normalize_str(raw.text)).split()) if raw.text else ""
     digest = hashlib.blake2b(
         "\0".join([text, raw.stars or "", raw.written_at or ""]).encode("utf-8", "replace"), digest_size=12
     ).hexdigest()
