@@ -50,7 +50,7 @@ restart: setup ## a new gateway in place of the running one, without a lost requ
 	@$(ENV) $(PY) -m deploy.local restart
 
 export: setup ## publish the Champion and let it answer: DATA=labelled reviews CHECKPOINT=folder ARGS=--watch; TARGET=torchserve or gpu packs it
-	@$(ENV) $(PY) -m export$(TARGET:%=.%) --repository $(REPOSITORY) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(if $(DATA),--data $(DATA)) $(ARGS)
+	@$(ENV) $(PY) -m export$(TARGET:%=.%) $(if $(filter gpu,$(TARGET)),,--repository $(REPOSITORY)) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(if $(DATA),--data $(DATA)) $(ARGS)
 
 candidate: setup ## a version on trial beside the one that answers: ARGS="start --mode shadow --share 0.2", promote, end, status
 	@$(ENV) $(PY) -m export.candidate $(ARGS)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from export.arguments import at_least
 from export.publish import Stage, check_labels
-from export.quantize import RECIPES
 from export.reviews import DEFAULT_ROWS, MIN_ROWS
 
 log = logging.getLogger(__name__)
@@ -27,11 +26,11 @@ class Order:
     max_length: int | None
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of an `Order`."""
+def add_arguments(parser: argparse.ArgumentParser, precisions: tuple[str, ...] = ("int8", "fp32")) -> None:
+    """The options of an `Order`; the first of ``precisions`` is the usual one."""
     parser.add_argument(
-        "--precision", choices=sorted(RECIPES), default="int8",
-        help="int8 falls back to fp32, saying so, when no int8 remedy passes the parity gate (default: %(default)s)",
+        "--precision", choices=precisions, default=precisions[0],
+        help="falls back to fp32, saying so, when nothing less passes the parity gate (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--data", type=Path,

@@ -48,7 +48,15 @@ class GraphBuilder:
             self._constants[key] = name
         return name
 
-    def model(self, inputs: dict[str, list], outputs: dict[str, list]) -> onnx.ModelProto:
+    def model(
+        self,
+        inputs: dict[str, list],
+        outputs: dict[str, list],
+        *,
+        opset: int = OPSET,
+        ir_version: int = IR_VERSION,
+        contrib: bool = True,
+    ) -> onnx.ModelProto:
         """Close the graph. Inputs are INT64, outputs FLOAT; shapes name their dynamic dimensions."""
         graph = helper.make_graph(
             self._nodes,
@@ -57,8 +65,8 @@ class GraphBuilder:
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
             self._weights,
         )
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="nunchi")
+        opsets = [helper.make_opsetid("", opset), *([helper.make_opsetid(CONTRIB, 1)] if contrib else [])]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version, producer_name="nunchi")
 
 
 def integers(*values: int) -> np.ndarray:

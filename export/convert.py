@@ -10,12 +10,15 @@ from export.checkpoint import Checkpoint
 from export.errors import GateClosed
 from export.graph import build_graph
 from export.manifest import Attempt, Parity
+from export.padded import LARGEST_HALF, build_padded_graph, largest_half
 from export.parity import Measurement, Reference
 from export.quantize import RECIPES
 from export.reference import describe
 from export.reviews import DEFAULT_ROWS, load_reviews
 
 log = logging.getLogger(__name__)
+
+OVERFLOW_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,15 @@ def convert(checkpoint: Checkpoint, reference: Reference, precision: str, file: 
         GateClosed: not even the last recipe did. ``file`` is then the refused one.
     """
     weights = checkpoint.weights()
+    write = build_padded_graph if precision == "fp16" else build_graph
     attempts: list[Attempt] = []
     for recipe in RECIPES[precision]:
-        graph = build_graph(checkpoint.config, weights, recipe)
+        graph = write(checkpoint.config, weights, recipe)
         file.write_bytes(graph.SerializeToString(deterministic=True))
         measured = parity.measure(file, reference)
         reason = parity.complaint(measured, recipe.precision)
+        if recipe.precision == "fp16":
+            reason = reason or _overflow(file, reference)
         log.info("%s: %s", recipe.remedy, f"refused: {reason}" if reason else _summary(measured))
         if reason is None:
             attempts.append(Attempt(remedy=recipe.remedy, accepted=True, reason=_remark(measured)))
@@ -64,6 +70,15 @@ def convert(checkpoint: Checkpoint, reference: Reference, precision: str, file: 
         f"the written model does not answer like torch, so nothing was published ({tried}); "
         "this is a fault of the exporter, not of the checkpoint: please report it"
     )
+
+
+def _overflow(file: Path, reference: Reference) -> str | None:
+    rows = reference.encoded[:: math.ceil(len(reference.encoded) / OVERFLOW_ROWS)]
+    largest = largest_half(file, rows, reference.pad_token_id)
+    log.info("fp16: no value of %d reviews is beyond %.0f (fp16 ends at 65,504)", len(rows), largest)
+    if largest > LARGEST_HALF:
+        return f"a value reaches {largest:,.0f}, {LARGEST_HALF:,.0f} is allowed, and fp16 ends at 65,504"
+    return None
 
 
 def _parity(measured: Measurement, precision: str, attempts: list[Attempt]) -> Parity:

@@ -81,7 +81,7 @@ class View:
 def build_graph(config: PretrainedConfig, weights: Weights, recipe: Recipe) -> onnx.ModelProto:
     """``weights`` as in the model's state_dict, FLOAT; ``config`` is one that checkpoint.py has let pass."""
     graph = GraphBuilder()
-    encoder = _under(weights, f"{config.model_type}.")
+    encoder = under(weights, f"{config.model_type}.")
     exact = FloatProducts(graph)
     usual = exact if recipe.weight_bits is None else Int8Products(graph, recipe.weight_bits)
 
@@ -91,7 +91,7 @@ def build_graph(config: PretrainedConfig, weights: Weights, recipe: Recipe) -> o
     last = config.num_hidden_layers - 1
     for number in range(last + 1):
         products = exact if number > last - recipe.float_layers else usual
-        layer = Layer(graph, products, _under(encoder, f"encoder.layer.{number}."), config, view)
+        layer = Layer(graph, products, under(encoder, f"encoder.layer.{number}."), config, view)
         x = layer.of_all_tokens(x) if number < last else layer.of_first_tokens(x, texts)
     HEADS[config.model_type](graph, x.name, weights)
     return graph.model(
@@ -100,7 +100,7 @@ def build_graph(config: PretrainedConfig, weights: Weights, recipe: Recipe) -> o
     )
 
 
-def _under(weights: Weights, prefix: str) -> Weights:
+def under(weights: Weights, prefix: str) -> Weights:
     return {name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)}
 
 
@@ -160,7 +160,7 @@ def _embed(graph: GraphBuilder, texts: Texts, products: Products, encoder: Weigh
     positions = encoder["embeddings.position_embeddings.weight"] + encoder["embeddings.token_type_embeddings.weight"][0]
     words = products.lookup(encoder["embeddings.word_embeddings.weight"], texts.tokens)
     x = graph.op("Add", words, graph.op("Gather", positions, texts.ranks))
-    x = _normalize(graph, x, _under(encoder, "embeddings.LayerNorm."), config)
+    x = _normalize(graph, x, under(encoder, "embeddings.LayerNorm."), config)
     embedded = Matrix(x, texts.token_count)
     if "embeddings_project.weight" not in encoder:
         return embedded
@@ -237,7 +237,7 @@ class Layer:
 
     def _add_and_normalize(self, x: Matrix, change: Matrix, name: str) -> Matrix:
         total = self._graph.op("Add", change.name, x.name)
-        return Matrix(_normalize(self._graph, total, _under(self._weights, f"{name}.LayerNorm."), self._config), x.rows)
+        return Matrix(_normalize(self._graph, total, under(self._weights, f"{name}.LayerNorm."), self._config), x.rows)
 
     def _by_head(self, x: str) -> str:
         return self._graph.op("Reshape", x, integers(-1, self._head_size))

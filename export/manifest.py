@@ -102,7 +102,7 @@ class Manifest(_Part):
     version: Annotated[int, Field(ge=1)]
     created: AwareDatetime
     encoder: str
-    precision: Literal["int8", "fp32"]
+    precision: Literal["int8", "fp16", "fp32"]
     max_length: int
     vocab_size: int
     pad_token_id: int

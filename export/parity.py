@@ -22,9 +22,9 @@ from export.reviews import Reviews
 
 MIN_LABEL_AGREEMENT = 0.99
 MAX_ACCURACY_LOSS = 0.003
-MAX_PROBABILITY_SHIFT = {"int8": 0.10, "fp32": 0.001}  # largest seen in int8 on trained models: 0.05
+MAX_PROBABILITY_SHIFT = {"int8": 0.10, "fp16": 0.01, "fp32": 0.001}  # largest seen in int8 on trained models: 0.05
 # Between a text alone and the same text in any batch. A sum in another order can tip the rounding of an int8 code.
-BATCH_TOLERANCE = {"int8": 0.002, "fp32": 0.0001}
+BATCH_TOLERANCE = {"int8": 0.002, "fp16": 0.002, "fp32": 0.0001}
 NEAR_TIE = 0.002
 BATCH_ROWS = 32
 BATCH_CHECK_ROWS = 256

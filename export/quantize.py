@@ -19,7 +19,7 @@ from export.builder import CONTRIB, GraphBuilder, Matrix, integers, real
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to write a model. ``weight_bits`` None means fp32; ``float_layers`` counts layers from the last."""
+    """One way to write a model. ``weight_bits``: None means fp32, 16 fp16; ``float_layers`` counts from the last."""
 
     remedy: str
     weight_bits: int | None
@@ -27,7 +27,7 @@ class Recipe:
 
     @property
     def precision(self) -> str:
-        return "fp32" if self.weight_bits is None else "int8"
+        return {None: "fp32", 16: "fp16"}.get(self.weight_bits, "int8")
 
 
 FP32 = Recipe("fp32", None)
@@ -39,7 +39,8 @@ INT8_LADDER = (
     Recipe("int8, last layer in fp32", 8, float_layers=1),
     FP32,
 )
-RECIPES = {"int8": INT8_LADDER, "fp32": (FP32,)}
+FP16 = Recipe("fp16", 16)  # written by padded.py
+RECIPES = {"int8": INT8_LADDER, "fp32": (FP32,), "fp16": (FP16, FP32)}
 
 
 class Products(Protocol):
