@@ -1,8 +1,8 @@
 # Nunchi: the verbs. `make` alone lists them; CI calls the same ones.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo collect train register promote rollback restart export candidate triton gateway ui mlflow pretrain
-.PHONY: test chaos soak bench bench-peers audit lint lock
+.PHONY: help setup up down demo collect train register promote rollback restart export candidate triton gateway ui mlflow airflow
+.PHONY: pretrain test chaos soak audit lint lock
 
 PY := .venv/bin/python
 REPOSITORY ?= model_repository
@@ -17,7 +17,7 @@ ARGS ?=
 ENV := set -a; [ ! -f .env ] || . ./.env; set +a;
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make .venv from requirements.lock (every other verb does it when needed)
 	@deploy/setup.sh
@@ -58,6 +58,10 @@ candidate: setup ## a version on trial beside the one that answers: ARGS="start 
 mlflow: setup ## MLflow's pages, in the foreground
 	@$(ENV) exec $(PY) -m training.tracking serve
 
+airflow: setup ## Airflow's pages and scheduler, in the foreground: http://127.0.0.1:8081; or any command of it: ARGS="dags unpause retrain"
+	@deploy/setup.sh airflow
+	@$(ENV) exec .venv-airflow/bin/python -m dags $(ARGS)
+
 pretrain: setup ## train nano's encoder from scratch: DATA=folder with NSMC's files (else downloaded)
 	@$(ENV) $(PY) -m training.pretrain $(if $(DATA),--data $(DATA)) $(ARGS)
 
@@ -79,12 +83,6 @@ chaos: setup ## releases, faults and overload under load, in full length; figure
 soak: setup ## 20 minutes at 70 % load with a promotion every minute; figures and a picture in var/chaos
 	$(PY) -m pytest tests/chaos/test_soak.py --full --timeout 2400 $(ARGS)
 
-bench: setup ## throughput and latency, against other servers when CHECKPOINT=folder or kcbert-shape: DATA=texts ARGS="--cores 0,1 --rounds 3 --seconds 6"
-	@$(ENV) $(PY) -m loadtest.bench $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(if $(DATA),--data $(DATA)) $(ARGS)
-
-bench-peers: setup ## infinity, for `make bench` to measure too, in an environment of its own (.venv-peers)
-	@loadtest/peers/setup.sh
-
 audit: setup ## known vulnerabilities of every package in requirements.lock, asked of osv.dev (or OSV=url)
 	@deploy/audit.sh $(OSV)
 
@@ -93,8 +91,10 @@ lint: setup ## ruff and the import directions between the rooms
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports
 
-lock: setup ## resolve pyproject.toml anew into requirements.lock
+lock: setup ## resolve pyproject.toml anew into requirements.lock, and dags/requirements.in beside it
 	rm -f requirements.lock
 	UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" .venv/bin/uv pip compile --quiet --python-version 3.11 --group dev \
 	  --no-emit-find-links --no-annotate --no-header --output-file requirements.lock
 	sed -i 's/^\(torch==[0-9.]*\)+cpu$$/\1/' requirements.lock
+	rm -f dags/requirements.lock
+	.venv/bin/uv pip compile --quiet --python-version 3.11 dags/requirements.in --no-annotate --no-header --output-file dags/requirements.lock

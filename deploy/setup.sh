@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # `make setup`: .venv with exactly what requirements.lock names. Does nothing when that is so already.
+# `deploy/setup.sh airflow`: besides, .venv-airflow with what dags/requirements.lock names, for `make airflow`.
 #
 # torch comes from a folder of wheels where PIP_FIND_LINKS names one that holds it; otherwise uv picks the build that fits
 # the machine: CUDA where there is a GPU, the CPU build where there is none.
@@ -24,7 +25,21 @@ for candidate in python3.11 python3; do
 done
 [[ -n "$python" ]] || fail "no Python 3.11 on PATH; install it (Debian and Ubuntu: apt-get install python3.11 python3.11-venv libpython3.11)"
 
+install_airflow() {
+  local lock=dags/requirements.lock
+  if cmp -s "$lock" .venv-airflow/installed.lock; then
+    return
+  fi
+  echo "setup: making .venv-airflow, the $(wc -l <"$lock") packages of $lock"
+  .venv/bin/uv venv --quiet --clear --python .venv/bin/python .venv-airflow ||
+    fail ".venv-airflow could not be made; see above"
+  .venv/bin/uv pip install --quiet --python .venv-airflow/bin/python --no-deps --compile-bytecode --requirement "$lock" ||
+    fail "the packages of $lock could not be installed; see above, then try again"
+  cp "$lock" .venv-airflow/installed.lock
+}
+
 if cmp -s requirements.lock .venv/installed.lock; then
+  [[ "${1:-}" != airflow ]] || install_airflow
   exit 0
 fi
 
@@ -52,3 +67,4 @@ echo "setup: installing the other $(($(wc -l <requirements.lock) - 1)) packages 
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --compile-bytecode --requirement requirements.lock ||
   fail "the packages of requirements.lock could not be installed; see above, then try again"
 cp requirements.lock .venv/installed.lock
+[[ "${1:-}" != airflow ]] || install_airflow

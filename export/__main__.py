@@ -17,7 +17,7 @@ from pathlib import Path
 
 from export.arguments import add_repository, add_soak, at_least
 from export.build import add_arguments, build, order, stand_back
-from export.errors import ExportError
+from export.errors import ExportError, ReleaseRefused
 from export.publish import open_stage
 from export.release import Released, release, soak
 from export.serving import read_serving, version_folder
@@ -57,7 +57,13 @@ def _release(options: argparse.Namespace, settings: Settings) -> Released | None
     if options.checkpoint is None:
         from export.champion import find_champion, release_champion
 
-        return release_champion(options.repository, settings, order(options), *find_champion(), options.version)
+        registry, champion = find_champion()
+        if options.champion not in (None, champion.number):
+            raise ReleaseRefused(
+                f"the registry's Champion is version {champion.number}, and --champion names {options.champion}; "
+                "another became it meanwhile: export that one, or promote this one again"
+            )
+        return release_champion(options.repository, settings, order(options), registry, champion, options.version)
     with open_stage(options.repository, options.version) as stage:
         build(stage, options.checkpoint, order(options))
         return release(stage, settings)
@@ -68,6 +74,12 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--checkpoint", type=Path, help="folder that save_pretrained has written (default: the registry's Champion)"
+    )
+    what.add_argument(
+        "--champion",
+        type=at_least(1),
+        metavar="N",
+        help="release the Champion only if it is this version of the registry",
     )
     what.add_argument("--watch", action="store_true", help="release the Champion whenever it changes, until Ctrl-C")
     add_repository(parser, settings)

@@ -1,5 +1,7 @@
 """Let the version before answer again: `python -m export.rollback` (make rollback). Once more undoes it.
 
+`--leaving N` may be run twice: it does nothing unless version N serves.
+
 While that version is still loaded, which it is during the soak of a release and after a rollback, this is one small
 file, and the gateway answers with it in under a second. Else Triton loads it again first, with every proof of a
 release. The Champion of the registry follows afterwards, as far as it can.
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from export.arguments import add_repository
+from export.arguments import add_repository, at_least
 from export.errors import ExportError, ReleaseRefused, RepositoryBusy
 from export.gateway import Gateway
 from export.serving import (
@@ -42,7 +44,12 @@ def main(arguments: list[str] | None = None) -> int:
         settings = read_settings()
         options = _parser(settings).parse_args(arguments)
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-        left, serving = roll_back(options.repository, settings)
+        serving = read_serving(options.repository)
+        if serving and options.leaving not in (None, serving.version):
+            left = options.leaving
+            log.info("version %d does not serve", left)
+        else:
+            left, serving = roll_back(options.repository, settings)
     except ExportError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 2
@@ -166,6 +173,7 @@ def _registered(repository: Path, version: int) -> tuple[str | None, str | None]
 def _parser(settings: Settings) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m export.rollback", description=__doc__.splitlines()[0])
     add_repository(parser, settings)
+    parser.add_argument("--leaving", type=at_least(1), metavar="N", help="only if version N serves")
     return parser
 
 

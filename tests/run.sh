@@ -9,6 +9,7 @@ python=.venv/bin/python
 together=(tests/test_house.py tests/test_security.py tests/deploy tests/export tests/gateway tests/server tests/training)
 
 echo "tests: the tools that some of them need"
+deploy/setup.sh airflow
 deploy/chromium.sh >/dev/null
 deploy/java.sh >/dev/null
 deploy/prometheus/install.sh >/dev/null

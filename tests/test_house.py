@@ -4,6 +4,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import dags.settings
 import deploy.settings
 import export.settings
 import gateway.settings
@@ -14,8 +15,8 @@ import ui.settings
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-ROOMS = ["training", "export", "server", "gateway", "ui", "loadtest", "deploy"]
-SETTINGS = [room.settings.Settings for room in (training, export, server, gateway, ui, loadtest, deploy)]
+ROOMS = ["training", "export", "server", "gateway", "ui", "loadtest", "dags", "deploy"]
+SETTINGS = [room.settings.Settings for room in (training, export, server, gateway, ui, loadtest, dags, deploy)]
 
 
 def tree() -> set[str]:
@@ -44,14 +45,14 @@ def test_the_readme_names_every_module_and_nothing_that_is_not_there():
 def test_every_make_verb_in_the_readme_is_in_the_makefile_and_listed_by_make():
     listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     verbs = set(re.findall(r"^  make (\w+) ", listed, re.MULTILINE))
-    contract = "setup up down demo train promote export rollback triton gateway ui mlflow test lint"  # of DESIGN 3.3
+    contract = "setup up down demo train promote export rollback triton gateway ui mlflow airflow collect test lint"
     assert set(contract.split()) <= verbs
     assert set(re.findall(r"^\$? ?make (\w+)", README, re.MULTILINE)) <= verbs
 
 
 def test_the_env_example_lists_every_setting_of_every_room_with_its_default():
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
-    shown = dict(re.findall(r"^# ((?:NUNCHI|RAY)_[A-Z_]+)=(\S*)", example, re.MULTILINE))
+    shown = dict(re.findall(r"^# ((?:NUNCHI|RAY|SLACK)_[A-Z_]+)=(\S*)", example, re.MULTILINE))
     known: dict[str, str] = {}
     for settings in SETTINGS:
         for name, field in settings.model_fields.items():

@@ -10,6 +10,7 @@ TrainingError
 ├── SearchError       a search folder is missing, incomplete, or none of its trials succeeded
 ├── TrackingError     MLflow cannot be reached, or does not hold what is asked for
 ├── RegistryError     a registration, promotion or rollback that the registry refuses
+│   ├── GateClosed      a promotion that the gates refuse
 │   └── RegistryBusy    another command is changing it
 └── SettingRefused    an environment variable of this room is empty or wrong
 """
@@ -52,6 +53,10 @@ class TrackingError(TrainingError):
 
 
 class RegistryError(TrainingError):
+    pass
+
+
+class GateClosed(RegistryError):
     pass
 
 

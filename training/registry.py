@@ -4,11 +4,14 @@
     python -m training.registry register [SEARCH] [--trial TRIAL]     the latest search and its best trial by default
     python -m training.registry promote VERSION [--force]             by the gates of training/promote.py
     python -m training.registry archive VERSION
-    python -m training.registry rollback                              to the Champion before; once more undoes it
+    python -m training.registry rollback [--leaving VERSION]          to the Champion before; once more undoes it
     python -m training.registry compare VERSION VERSION
     python -m training.registry rebuild                               model_registry.json from MLflow alone
 
 A version is a Candidate, the Champion, or Archived. How that is kept, through crashes too: training/ledger.py.
+
+For programs, ``register`` and ``promote`` take ``--json``: the version as one line, its figures and gates, also when
+the gates have refused it (its ``stage`` says so) or when it was done before, so that they may be run twice.
 """
 
 import argparse
@@ -28,7 +31,7 @@ from rich.table import Table
 from training import tracking
 from training.config import DatasetConfig
 from training.data import Dataset, open_dataset
-from training.errors import RegistryBusy, RegistryError, TrainingError
+from training.errors import GateClosed, RegistryBusy, RegistryError, TrainingError
 from training.fetch import fetch
 from training.ledger import Ledger, Version
 from training.search import (
@@ -123,7 +126,8 @@ class Registry:
         The evidence goes to ``evidence.json`` of its run and, a sentence per gate, to its tags, either way.
 
         Raises:
-            RegistryError: it is the Champion already, a gate is closed, or another became the Champion meanwhile.
+            GateClosed: a gate is closed.
+            RegistryError: it is the Champion already, or another became the Champion meanwhile.
         """
         from training.promote import judge
 
@@ -138,7 +142,7 @@ class Registry:
         self.ledger.tag(f"judge {number}", number, _evidence_tags(evidence))
         failed = " and ".join(evidence.failed)
         if failed and not force:
-            raise RegistryError(
+            raise GateClosed(
                 f"version {number} is not promoted: {failed} failed; mend it, or promote it all the same with --force "
                 f"({EVIDENCE} of MLflow run {version.run_id} has the figures)"
             )
@@ -292,11 +296,14 @@ def _parser() -> argparse.ArgumentParser:
     register = command("register", _register, "ask a trial's model the test rows, once, and make it a Candidate")
     register.add_argument("search", nargs="?", help="name or folder of a search (default: the latest)")
     register.add_argument("--trial", help="its name (default: the best by dev F1)")
+    register.add_argument("--json", action="store_true", help="print the version as JSON, also if it is one already")
     promote = command("promote", _promote, "judge a version by the gates and make it the Champion")
     promote.add_argument("version", type=int)
     promote.add_argument("--force", action="store_true", help="past closed gates; the version keeps a mark of it")
+    promote.add_argument("--json", action="store_true", help="print the version and its gates as JSON, also if refused")
     command("archive", _archive, "set a Candidate aside").add_argument("version", type=int)
-    command("rollback", _rollback, "make the Champion before the Champion again")
+    rollback = command("rollback", _rollback, "make the Champion before the Champion again")
+    rollback.add_argument("--leaving", type=int, metavar="VERSION", help="only if that is the Champion")
     compare = command("compare", _compare, "two versions on the test rows they answered at registration")
     compare.add_argument("first", type=int)
     compare.add_argument("second", type=int)
@@ -351,14 +358,35 @@ def _register(registry: Registry, options: argparse.Namespace) -> None:
             raise RegistryError(
                 f"{options.search!r} is neither a search under {searches} nor a folder; name one that is"
             )
+    if options.json:
+        trial = options.trial or best_trial(folder).name
+        of_trial = {"search": folder.name, "trial": trial}
+        before = [each for each in registry.versions() if of_trial.items() <= each.tags.items()]
+        print(_as_json(before[0] if before else registry.register(folder, trial)))
+        return
     version = registry.register(folder, options.trial)
     print(f"version {version.number} is a Candidate; next: make promote VERSION={version.number}")
 
 
 def _promote(registry: Registry, options: argparse.Namespace) -> None:
+    if options.json:
+        version = registry.version(options.version)
+        with contextlib.suppress(GateClosed):
+            if version.stage != "Champion":
+                registry.promote(version.number, force=options.force)
+        print(_as_json(registry.version(version.number)))
+        return
     version = registry.promote(options.version, force=options.force)
     mark = f", forced past {version.tags['forced_gates']}" if version.forced else ""
     print(f"version {version.number} is the Champion{mark}; next: make export")
+
+
+def _as_json(version: Version) -> str:
+    named = ("encoder", "search", "trial", "judged_against")
+    facts = {name: version.tags[name] for name in named if name in version.tags}
+    gates = {tag.removeprefix("gate."): said for tag, said in version.tags.items() if tag.startswith("gate.")}
+    numbers = {"version": version.number, "stage": version.stage, "run": version.run_id}
+    return json.dumps({**numbers, **facts, "forced": version.forced, "metrics": version.metrics, "gates": gates})
 
 
 def _archive(registry: Registry, options: argparse.Namespace) -> None:
@@ -366,6 +394,10 @@ def _archive(registry: Registry, options: argparse.Namespace) -> None:
 
 
 def _rollback(registry: Registry, options: argparse.Namespace) -> None:
+    champion = registry.champion()
+    if champion and options.leaving not in (None, champion.number):
+        print(f"version {champion.number} is the Champion, not version {options.leaving}: nothing to roll back")
+        return
     version = registry.rollback()
     print(
         f"version {version.number} is the Champion again; rollback once more brings back version "

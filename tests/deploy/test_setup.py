@@ -9,13 +9,25 @@ ROOT = Path(__file__).resolve().parents[2]
 SETUP = ROOT / "deploy" / "setup.sh"
 
 
-def run_setup(path: str) -> subprocess.CompletedProcess:
-    return subprocess.run([SETUP], env={**os.environ, "PATH": path}, capture_output=True, text=True)
+def run_setup(path: str, *what: str) -> subprocess.CompletedProcess:
+    return subprocess.run([SETUP, *what], env={**os.environ, "PATH": path}, capture_output=True, text=True)
 
 
 def test_a_set_up_checkout_is_left_alone_at_once():
     done = run_setup(os.environ["PATH"])
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_airflow_has_an_environment_of_its_own_left_alone_too():
+    first = run_setup(os.environ["PATH"], "airflow")  # made here where nothing else has made it yet
+    assert (first.returncode, first.stderr) == (0, "")
+    again = run_setup(os.environ["PATH"], "airflow")
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+    frozen = subprocess.run(
+        [ROOT / ".venv/bin/uv", "pip", "freeze", "--python", ROOT / ".venv-airflow/bin/python"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert frozen.stdout.splitlines() == (ROOT / "dags/requirements.lock").read_text(encoding="utf-8").splitlines()
 
 
 def test_another_platform_is_one_sentence(tmp_path):

@@ -97,6 +97,18 @@ def test_the_champion_is_published_once_and_says_where_it_came_from(
     assert sorted(read_config(repository / "sentiment/config.pbtxt").version_policy.specific.versions) == [1, 2]
 
 
+def test_a_champion_that_is_not_the_one_named_is_not_released(first_run, repository, reviews_file, capsys):
+    def export(named: str) -> tuple[int, str]:
+        options = ["--data", str(reviews_file), "--precision", "fp32"]
+        status = main(["--repository", str(repository), "--champion", named, *options])
+        return status, capsys.readouterr().err
+
+    status, error = export("7")
+    assert (status, "the registry's Champion is version 1, and --champion names 7; another" in error) == (2, True)
+    assert not (repository / "serving.json").exists()
+    assert export("1")[0] == 0
+
+
 def test_a_champion_whose_bundle_is_damaged_is_exported_anew(export_champion, first_run, repository, caplog):
     caplog.set_level(logging.INFO)
     assert export_champion()[0] == 0

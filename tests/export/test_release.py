@@ -190,6 +190,17 @@ def test_a_version_that_was_damaged_meanwhile_is_not_rolled_back_to(at_rest):
     assert house.serving == before
 
 
+def test_a_rollback_that_names_whom_it_leaves_is_done_once(with_gateway):
+    house, _ = with_gateway
+    old = house.serving["version"]
+    new = house.release().serving.version
+    for _ in range(2):
+        ended = run(house, "-m", "export.rollback", "--leaving", str(new))
+        assert ended.returncode == 0, ended.stderr
+        assert (house.serving["version"], house.serving["previous"]) == (old, new)
+        assert f"version {old} serves again, not version {new}" in ended.stdout
+
+
 def test_a_rollback_does_not_wait_for_an_export_that_holds_the_repository(house):
     serving = house.release().serving
     with open_stage(house.repository):

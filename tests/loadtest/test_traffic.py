@@ -304,6 +304,18 @@ def test_the_command_prints_a_table_and_ends_with_one_where_requests_failed(repo
     assert (done.returncode, "wrong: " in done.stdout) == (1, True)
 
 
+def test_as_a_smoke_test_it_asks_for_one_version_and_says_what_it_saw(repository):
+    with server(golden(repository, 1)) as url:
+        done = command(repository, url, "--version", "1", "--json")
+        other = command(repository, url, "--version", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["right"] == seen["sent"] == seen["versions"]["1"] > 0
+    assert (seen["refused"], seen["failed"]) == (0, 0)
+    assert 0 < seen["p50_ms"] <= seen["p99_ms"]
+    assert (other.returncode, other.stderr) == (1, "error: version 2 was to answer alone, not 1\n")
+
+
 def test_the_command_without_a_stack_or_a_repository_is_one_sentence(repository, tmp_path):
     url = f"http://127.0.0.1:{free_ports(1)[0]}"
     done = command(repository, url)

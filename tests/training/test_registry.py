@@ -276,6 +276,39 @@ def test_rollback_goes_back_and_once_more_undoes_it(world, champion):
     assert [version.stage for version in world.registry.versions()[:2]] == ["Archived", "Champion"]
 
 
+def test_for_programs_what_is_done_already_or_refused_is_an_answer(world, champion, capsys, monkeypatch):
+    """As JSON, so that a task that is run twice says the same twice."""
+    monkeypatch.setenv("NUNCHI_VAR", str(world.settings.var))
+    monkeypatch.setenv("NUNCHI_MODEL_REPOSITORY", str(world.settings.model_repository))
+
+    def answered(*arguments: str) -> dict:
+        assert command.main([*arguments, "--json"]) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    folder = world.search("for programs", {"a": ("weak", 0.8)})
+    first = answered("register", folder.name)
+    assert answered("register", folder.name) == first
+    assert (first["stage"], first["search"], first["trial"], first["gates"]) == ("Candidate", "for programs", "a", {})
+    assert first["metrics"] == world.registry.version(first["version"]).metrics
+    refused = answered("promote", str(first["version"]))
+    assert (refused["stage"], refused["judged_against"]) == ("Candidate", "the Champion, version 2")
+    assert refused["gates"]["better"].startswith("failed: neither better")
+    assert world.registry.champion().number == 2
+    already = answered("promote", "2")
+    assert (already["version"], already["stage"]) == (2, "Champion")
+    assert command.main(["promote", "99", "--json"]) == 2
+
+
+def test_a_rollback_that_names_whom_it_leaves_is_done_once(world, champion, capsys, monkeypatch):
+    monkeypatch.setenv("NUNCHI_VAR", str(world.settings.var))
+    for _ in range(2):
+        assert command.main(["rollback", "--leaving", "2"]) == 0
+        assert world.registry.champion().number == 1
+    assert "version 1 is the Champion, not version 2: nothing to roll back" in capsys.readouterr().out
+    assert command.main(["rollback", "--leaving", "1"]) == 0
+    assert world.registry.champion().number == 2
+
+
 def test_comparing_shows_mcnemar_and_the_rows_on_which_they_differ(world, weak, strong, capsys, monkeypatch):
     monkeypatch.setenv("NUNCHI_VAR", str(world.settings.var))
     comparison = world.registry.compare(1, 2)
