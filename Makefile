@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup up down demo collect train register promote rollback restart export candidate triton gateway ui mlflow airflow
-.PHONY: pretrain test chaos soak audit lint lock
+.PHONY: pretrain test chaos soak bench bench-peers audit lint lock
 
 PY := .venv/bin/python
 REPOSITORY ?= model_repository
@@ -17,7 +17,7 @@ ARGS ?=
 ENV := set -a; [ ! -f .env ] || . ./.env; set +a;
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make .venv from requirements.lock (every other verb does it when needed)
 	@deploy/setup.sh
@@ -82,6 +82,12 @@ chaos: setup ## releases, faults and overload under load, in full length; figure
 
 soak: setup ## 20 minutes at 70 % load with a promotion every minute; figures and a picture in var/chaos
 	$(PY) -m pytest tests/chaos/test_soak.py --full --timeout 2400 $(ARGS)
+
+bench: setup ## throughput and latency, against other servers when CHECKPOINT=folder or kcbert-shape: DATA=texts ARGS="--cores 0,1 --rounds 3 --seconds 6"
+	@$(ENV) $(PY) -m loadtest.bench $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(if $(DATA),--data $(DATA)) $(ARGS)
+
+bench-peers: setup ## infinity, for `make bench` to measure too, in an environment of its own (.venv-peers)
+	@loadtest/peers/setup.sh
 
 audit: setup ## known vulnerabilities of every package in requirements.lock, asked of osv.dev (or OSV=url)
 	@deploy/audit.sh $(OSV)

@@ -27,12 +27,14 @@ from gateway.errors import Overloaded
 
 SMALL = 16  # texts of a request that is not bulk
 LEAST = 32  # texts: the limit of small requests never falls below, whatever was measured
-BULK_AT_ONCE = 2  # requests: one being answered, one behind it
+BULK_AT_ONCE = 2  # requests of any size: one being answered, one behind it
+BULK_TEXTS = 256  # of more but smaller ones: what those two have at Triton and at the gate (predict.CHUNKS_AT_ONCE)
 WAIT_SECONDS = 0.035  # a let-in request may take: a good deal longer than alone, and still soon
 PATIENCE_SECONDS = 0.25  # of work may wait beyond the limit, when it is the model that is slow
 LINE_SECONDS = 1.5  # for so long; then it is not for a moment that it is slow
 CROWD = 1.5  # times the pace of the model, and it is not the model that is slow
 CROWD_SECONDS = 0.05  # over which it is looked at how much comes, at least
+HALT_SECONDS = 0.25  # of silence may have been a halt: of the machine, of a garbage collector, of the callers
 CROWD_TEXTS = 16  # and so many texts at the pace of the model
 STALL_SECONDS = 1.0  # without any answer, and it is not too much work that is the matter
 STALL_WORK_SECONDS = 3.0  # of work that may gather in a stall
@@ -88,21 +90,23 @@ class Pace:
 
 
 class Arrivals:
-    """Texts of small requests per second that come, let in or not, over this window and the one before."""
+    """Texts of small requests per second that come, let in or not, over this window and the one before.
+
+    Where nothing came for a moment, the machine or the callers may have stood still, and what comes next has gathered
+    meanwhile: that moment, up to HALT_SECONDS, is part of the window that begins then.
+    """
 
     def __init__(self) -> None:
         self._began = monotonic()
-        self._count = 0
-        self._before = 0.0
+        self._ends = self._began + CROWD_SECONDS
+        self._count = self._before = 0
         self._seconds_before = CROWD_SECONDS
 
     def came(self, texts: int, now: float, window: float) -> None:
         """``window`` in seconds."""
-        age = now - self._began
-        if age >= window:
-            self._seconds_before = min(age, 2 * window)  # an event loop that stood still has them all come late
-            self._before = self._count * self._seconds_before / age
-            self._began, self._count = now, 0
+        if now >= self._ends:
+            self._before, self._seconds_before = self._count, self._ends - self._began
+            self._began, self._ends, self._count = now - min(now - self._ends, HALT_SECONDS), now + window, 0
         self._count += texts
 
     def rate(self, now: float) -> float:
@@ -114,8 +118,9 @@ class Admission:
 
     Texts, not requests: a batch of 500 is 500 times the work.  Never more than `most` at one time, except a request
     that is alone, which is let in however large.  Small requests (up to SMALL texts) are bound by the pace of the
-    model; of bulk, BULK_AT_ONCE requests are let in, or more if they fit the same limit.  Neither takes the other's
-    places.  While the model stands still, requests wait for it rather than being refused: a stall is not an overload.
+    model; of bulk, BULK_AT_ONCE requests are let in, or more that are BULK_TEXTS together or fit the same limit.
+    Neither takes the other's places.  While the model stands still, requests wait for it rather than being refused: a
+    stall is not an overload.
     """
 
     def __init__(self, most: int) -> None:
@@ -187,7 +192,7 @@ class Admission:
             return True
         if texts > SMALL:
             kept_for_small = min(LEAST, self.most // 2)
-            few = self._bulk_requests < BULK_AT_ONCE or self._bulk + texts <= self.limit
+            few = self._bulk_requests < BULK_AT_ONCE or self._bulk + texts <= max(BULK_TEXTS, self.limit)
             return few and self.texts + texts <= self.most - kept_for_small
         small = self._small + expected + texts
         over = min(texts + expected, small - self.limit)

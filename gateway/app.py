@@ -7,7 +7,7 @@ by pydantic straight from its bytes and answered with orjson, so FastAPI's own p
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,7 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import Message
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import openapi
 from gateway.admission import Admission
@@ -106,6 +106,7 @@ def create_app(settings: Settings, bundle: Bundle) -> FastAPI:
             status_code=route.status,
             response_class=Response,
         )
+    app.add_middleware(Straight, handlers={"/v1/predict": api.predict, "/v1/predict/batch": api.predict_batch})
     app.openapi = lambda: openapi.document(app, settings)
     app.add_exception_handler(HTTPException, _http_exception)
 
@@ -132,6 +133,22 @@ def _tracer(settings: Settings) -> "Tracer | None":
     from gateway.tracing import Tracer  # here, because OpenTelemetry takes memory and time to start
 
     return Tracer(settings.otlp_endpoint)
+
+
+class Straight:
+    """Takes predictions to their handlers without FastAPI's routing, which costs a tenth of what an answer does."""
+
+    def __init__(self, app: ASGIApp, handlers: dict[str, Callable[[Request], Awaitable[Response]]]) -> None:
+        self.app = app
+        self.handlers = handlers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        handler = self.handlers.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if handler is None:
+            await self.app(scope, receive, send)
+        else:
+            response = await handler(Request(scope, receive))
+            await response(scope, receive, send)
 
 
 class Api:

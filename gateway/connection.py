@@ -1,5 +1,8 @@
 """A connection that does not wait for ever and asks the doorman first: uvicorn's, with a clock on both ends.
 
+uvicorn writes the head of an answer and its body apart, and a system call is the dearest step of an answer: here what
+one turn of the event loop writes leaves in one.
+
 uvicorn closes connections that are idle between two requests for `timeout_keep_alive` seconds.  One that never sends
 its first request, sends half the head of one, or takes nothing of its answer, it keeps as long as the client likes,
 with its file and its memory; here such a client gets those seconds too.  (The body has its own clock, in app.py.)
@@ -21,6 +24,33 @@ class Refused:
     message_event = asyncio.Event()
 
 
+class Gathered:
+    """The transport of a connection, whose writes within one turn of the event loop leave together."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._pieces: list[bytes] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._pieces:
+            self._loop.call_soon(self._leave)
+        self._pieces.append(data)
+
+    def close(self) -> None:
+        self._leave()
+        self._transport.close()
+
+    def _leave(self) -> None:
+        if self._pieces:
+            pieces, self._pieces = self._pieces, []
+            if not self._transport.is_closing():
+                self._transport.write(b"".join(pieces))
+
+
 class Connection(HttpToolsProtocol):
     """Give `functools.partial(Connection, doorman)` to uvicorn.Config as `http`."""
 
@@ -31,7 +61,7 @@ class Connection(HttpToolsProtocol):
         self._taking_is_due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        super().connection_made(transport)
+        super().connection_made(Gathered(transport, self.loop))
         self._head_is_due = self.loop.call_later(self.timeout_keep_alive, transport.abort)
 
     def data_received(self, data: bytes) -> None:

@@ -12,6 +12,7 @@ In a test: `with Traffic(url, Oracle.of(repository), rate=50) as traffic: ...`.
 
 import argparse
 import asyncio
+import functools
 import itertools
 import json
 import math
@@ -33,13 +34,11 @@ import orjson
 import uvloop
 
 from loadtest.client import Client
+from loadtest.pace import STOP_CHECK_SECONDS, at_rate, in_turn
 from loadtest.settings import Settings
 
 POLITE = {429, 503}  # refusals, when they say when to come back; 504 says that the deadline passed
 REPORT_SECONDS = 0.1  # how often a worker process hands over what it has
-STOP_CHECK_SECONDS = 0.1
-TICK_SECONDS = 0.001  # the clock of the event loop; waiting for less would spin, at the cost of the server beside it
-MOST_OPEN = 4096  # connections of one process: beyond them requests wait here, and that is lag
 
 
 class Golden(NamedTuple):
@@ -169,40 +168,16 @@ class Generator:
         self.record = record
         bodies = [(text, orjson.dumps({"text": text, "return_probs": True})) for text in oracle.texts]
         self.questions = itertools.cycle(bodies[load.turn :] + bodies[: load.turn])
-        self.open = asyncio.Semaphore(MOST_OPEN)
 
     async def run(self, stopped: Callable[[], bool]) -> None:
         """Until ``stopped()``, and then until everything sent is answered or given up."""
         headers = {"content-type": "application/json", **self.load.headers}
         async with Client(self.load.url, headers) as client:
+            ask = functools.partial(self._ask, client)
             if self.load.rate is None:
-                await asyncio.gather(*(self._caller(client, stopped) for _ in range(self.load.callers)))
+                await in_turn(ask, self.load.callers, stopped)
             else:
-                await self._at_constant_rate(client, stopped)
-
-    async def _at_constant_rate(self, client: Client, stopped: Callable[[], bool]) -> None:
-        begin = time.monotonic()
-        async with asyncio.TaskGroup() as asked:
-            for number in itertools.count():
-                due = begin + number / self.load.rate
-                while (wait := due - time.monotonic()) > 0 and not stopped():
-                    await asyncio.sleep(min(max(wait, TICK_SECONDS), STOP_CHECK_SECONDS))
-                if stopped():
-                    return
-                await self.open.acquire()
-                asked.create_task(self._ask_and_leave(client, due))
-                if number % 8 == 0:
-                    await asyncio.sleep(0)  # a generator that is behind still takes its answers
-
-    async def _ask_and_leave(self, client: Client, due: float) -> None:
-        try:
-            await self._ask(client, due)
-        finally:
-            self.open.release()
-
-    async def _caller(self, client: Client, stopped: Callable[[], bool]) -> None:
-        while not stopped():
-            await self._ask(client, time.monotonic())
+                await at_rate(ask, self.load.rate, stopped)
 
     async def _ask(self, client: Client, due: float) -> None:
         text, question = next(self.questions)

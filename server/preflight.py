@@ -19,10 +19,10 @@ import psutil
 from server.bundle import Bundle, check_files, read_served_bundle
 from server.errors import CannotStart
 from server.settings import Settings
-from server.triton import LOOPBACK, SHARED_MEMORY, stub_of
+from server.triton import LOOPBACK, REGION_BYTES, SHARED_MEMORY, stub_of
 
 GLIBC = (2, 35)  # of the wheel's tag, manylinux_2_35
-SHARED_MEMORY_BYTES = 16 << 20  # two versions side by side, 4 MiB each, and room to grow
+SHARED_MEMORY_BYTES = 3 * REGION_BYTES  # two versions side by side, and one on its way in
 ELSEWHERE = "use such a machine, or a virtual one"
 
 

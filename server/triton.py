@@ -23,6 +23,9 @@ from server.settings import Settings
 
 LOOPBACK = "127.0.0.1"
 SHARED_MEMORY = Path("/dev/shm")
+# Between Triton and the stub of a version, taken from /dev/shm at once: 50 of the largest batches of the longest texts.
+# Room enough never to grow, because stubs died of reading at a page's edge, and a region that grows is moved.
+REGION_BYTES = 16 << 20
 EXIT_SECONDS = 8  # for requests in flight when told to stop; the whole stop must fit in 15
 # All that could change what the server does or read memory of this machine.  Inference, health, metadata and
 # statistics stay open: whoever can reach the loopback address may ask.
@@ -129,7 +132,7 @@ def command(settings: Settings, layout: Layout, admin_key: str, region_prefix: s
         "--metrics-config=summary_latencies=true",
         "--allow-gpu-metrics=false",
         "--pinned-memory-pool-byte-size=0",
-        "--backend-config=python,shm-default-byte-size=4194304",
+        f"--backend-config=python,shm-default-byte-size={REGION_BYTES}",
         f"--backend-config=python,shm-region-prefix-name={region_prefix}",
         "--log-format=ISO8601",
         *(tracing(settings.otlp_endpoint) if settings.otlp_endpoint else ()),

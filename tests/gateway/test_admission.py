@@ -14,6 +14,7 @@ import gateway.admission
 from gateway.admission import (
     BATCHES_AT_TRITON,
     BULK_AT_ONCE,
+    BULK_TEXTS,
     CROWD,
     CROWD_SECONDS,
     EXPECTED_SECONDS,
@@ -75,6 +76,15 @@ def test_bulk_and_small_requests_do_not_take_each_others_places():
     assert admission.has_room(1024) and not admission.has_room(1)
 
 
+def test_a_few_callers_with_a_full_batch_each_are_let_in_together():
+    admission = Admission(4096)
+    batches = [enter(admission, BATCH) for _ in range(BULK_TEXTS // BATCH)]
+    assert len(batches) > BULK_AT_ONCE
+    assert not admission.has_room(BATCH) and admission.has_room(1)
+    batches.pop().__exit__(None, None, None)
+    assert admission.has_room(BATCH)
+
+
 def test_bulk_leaves_room_for_small_requests_below_the_upper_bound():
     admission = Admission(2048)
     with admission.let_in(1024):
@@ -99,6 +109,7 @@ class World:
     admission: Admission
     now: float = 1000.0
     stalled_until: float = 0.0
+    halt: float = 0.0  # seconds at the beginning of each in which nothing runs: neither model nor event loop
     _line: deque = field(default_factory=deque)
     _batch: list = field(default_factory=list)
     _answered_at: float = math.inf
@@ -109,7 +120,7 @@ class World:
         took, refused, end = [], 0, self.now + seconds
         arrives = self.now + self._luck.expovariate(rate)
         while min(arrives, self._answered_at) < end:
-            self.now = min(arrives, self._answered_at)
+            self.now = self._awake(min(arrives, self._answered_at))
             if arrives < self._answered_at:
                 arrives += self._luck.expovariate(rate)
                 try:
@@ -127,6 +138,9 @@ class World:
                 self._answered_at = max(self.now, self.stalled_until) + needed
         self.now = end
         return took, refused
+
+    def _awake(self, moment: float) -> float:
+        return moment + max(0.0, self.halt - moment % 1.0)
 
 
 @pytest.fixture
@@ -231,6 +245,16 @@ def test_a_model_that_is_slower_for_a_moment_keeps_its_callers(world):
     assert world.offer(600, 1)[1] == 0
     took, refused = world.offer(600, 5)
     assert refused == 0 and p99(took) < world.admission.pace.tolerated_seconds
+
+
+@pytest.mark.parametrize("halt", [0.1, 0.15, 0.2])
+def test_what_gathers_while_the_whole_machine_stands_still_is_no_crowd(world, halt):
+    world = world(*MODELS["a small model"])
+    world.offer(2000, 5)
+    world.offer(50, 5)
+    world.halt = halt
+    took, refused = world.offer(600, 60)  # of 900
+    assert refused == 0 and p99(took) < 2 * halt + world.admission.pace.tolerated_seconds
 
 
 def test_a_little_more_than_the_model_can_do_makes_no_line_that_stands(world):

@@ -9,6 +9,7 @@ import httpx
 import psutil
 import pytest
 
+from gateway.connection import Gathered
 from tests.gateway.gateway_process import running_gateway, wait_until
 from tests.gateway.served_app import served_app
 from tests.gateway.triton_parts import stopped_triton, stubs
@@ -127,6 +128,44 @@ def test_what_is_refused_at_the_door_is_whole_http_whatever_is_sent(app, triton)
     for connection in connections:
         assert connection.recv(12) == b"HTTP/1.1 200"
         connection.close()
+
+
+class Wire(asyncio.Transport):
+    """Keeps what each system call would have sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        assert not self.closed
+        self.sent.append(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+
+def test_what_one_turn_of_the_event_loop_writes_leaves_in_one_system_call_and_before_the_end():
+    async def scenario() -> None:
+        gathered = Gathered(wire := Wire(), asyncio.get_running_loop())
+        gathered.write(b"head, ")
+        gathered.write(b"body")
+        await asyncio.sleep(0)
+        gathered.write(b"the last")
+        gathered.close()
+        assert wire.sent == [b"head, body", b"the last"] and gathered.is_closing()
+
+        lost = Gathered(wire := Wire(), asyncio.get_running_loop())
+        lost.write(b"to nobody")
+        wire.close()
+        await asyncio.sleep(0)
+        assert wire.sent == []
+
+    asyncio.run(scenario())
 
 
 def silent(connection: socket.socket) -> float:

@@ -65,6 +65,12 @@ def test_padding_changes_nothing_and_a_batch_answers_what_its_rows_answer_alone(
     assert together[0].argmax() == 1 and together[1].argmax() == 0
 
 
+def test_answers_leave_no_line_in_the_log(shared_triton):
+    ask(shared_triton, [LIKES])
+    log = (shared_triton.var_dir / "log" / "triton.log").read_text(encoding="utf-8")
+    assert "READY" in log and "Traceback" not in log
+
+
 def test_what_stands_under_the_padding_is_not_read(shared_triton):
     same = ask(shared_triton, [[*LIKES, BAD, BAD]], [[1] * len(LIKES) + [0, 0]])
     np.testing.assert_allclose(same, ask(shared_triton, [LIKES]), atol=1e-5)

@@ -16,6 +16,8 @@ import numpy as np
 import onnxruntime
 import pytest
 from google.protobuf import json_format, text_format
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from tritonclient.grpc import model_config_pb2
 
@@ -37,10 +39,23 @@ class Error:
         return self.sentence
 
 
+@dataclass
+class Capsule:
+    """A DLPack capsule as an array that numpy can take over."""
+
+    capsule: object
+
+    def __dlpack__(self, **_):
+        return self.capsule
+
+    def __dlpack_device__(self):
+        return 1, 0  # the CPU
+
+
 class Tensor:
     @staticmethod
-    def from_dlpack(name, array):
-        return np.from_dlpack(array)
+    def from_dlpack(name, capsule):
+        return np.from_dlpack(Capsule(capsule))
 
 
 class Response:
@@ -118,17 +133,23 @@ def load(backend, repository: Path):
     return model
 
 
+def counted(model):
+    """The model, and the shapes of the runs that ONNX Runtime will be asked for, longest first."""
+    model.wide = CountingSession(model.wide)
+    model.narrow = CountingSession(model.narrow, model.wide.shapes)
+    return model, model.wide.shapes
+
+
 def request(*ids: int, cancelled: bool = False) -> Request:
     return Request({"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}, cancelled)
 
 
 def test_a_cancelled_request_is_not_computed_and_its_neighbours_are(backend, repository):
-    model = load(backend, repository)
-    model.session = CountingSession(model.session)
+    model, shapes = counted(load(backend, repository))
     answers = model.execute([request(2, 4, 3), request(2, 5, 6, 7, 3, cancelled=True), request(2, 6, 3)])
     assert answers[1].error().code == "CANCELLED"
     assert [answer.error() for answer in (answers[0], answers[2])] == [None, None]
-    assert model.session.shapes == [(2, 3)]
+    assert sum(rows for rows, _ in shapes) == 2 and {width for _, width in shapes} == {3}
 
 
 def test_a_refused_request_has_one_line_with_its_id_and_its_neighbours_have_none(backend, repository, capsys):
@@ -142,19 +163,80 @@ def test_a_refused_request_has_one_line_with_its_id_and_its_neighbours_have_none
 
 
 def test_a_list_of_cancelled_requests_runs_nothing(backend, repository):
-    model = load(backend, repository)
-    model.session = CountingSession(model.session)
+    model, shapes = counted(load(backend, repository))
     assert [answer.error().code for answer in model.execute([request(2, 3, cancelled=True)] * 2)] == ["CANCELLED"] * 2
-    assert model.session.shapes == []
+    assert shapes == []
 
 
 def test_columns_in_which_nobody_has_a_word_are_not_computed(backend, repository):
-    model = load(backend, repository)
-    model.session = CountingSession(model.session)
+    write_config(repository, parameters={"intra_op_thread_count": "1"})
+    model, shapes = counted(load(backend, repository))
     ids, mask = np.zeros((2, 32), np.int64), np.zeros((2, 32), np.int64)
     mask[0, :5], mask[1, :9] = 1, 1
     model.execute([Request({"input_ids": ids, "attention_mask": mask}), request(2, 4, 3)])
-    assert model.session.shapes == [(3, 9)]
+    assert shapes == [(3, 9)]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_rows_of_like_length_run_together_and_each_request_gets_its_own_answer(
+    backend, repository, monkeypatch, threads
+):
+    monkeypatch.setattr(backend, "RUN_TOKENS", 40)
+    write_config(repository, parameters={"intra_op_thread_count": str(threads)})
+    model, shapes = counted(load(backend, repository))
+    source = np.random.default_rng(0)
+    requests = [request(2, *source.integers(4, 32, length), 3) for length in source.permutation(20)]
+    alone = [model.execute([each])[0].output_tensors[0] for each in requests]
+    assert len({tuple(row.round(3).ravel()) for row in alone}) > 10, "these rows would not tell who got whose answer"
+    shapes.clear()
+    together = [answer.output_tensors[0] for answer in model.execute(requests)]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert sum(rows for rows, _ in shapes) == 20 and len(shapes) >= 6
+    tokens = sum(length + 2 for length in range(20))
+    assert sum(rows * width for rows, width in shapes) < 1.3 * tokens < 20 * 21
+
+
+def test_a_text_alone_runs_on_all_threads_and_many_run_on_one_each(backend, repository):
+    write_config(repository, parameters={"intra_op_thread_count": "2"})
+    model = load(backend, repository)
+    threads = [session.get_session_options().intra_op_num_threads for session in (model.wide, model.narrow)]
+    assert threads == [2, 1]
+    model.wide, model.narrow = CountingSession(model.wide), CountingSession(model.narrow)
+    model.execute([request(2, 4, 3)])
+    assert (model.wide.shapes, model.narrow.shapes) == ([(1, 3)], [])
+    model.execute([request(2, 4, 3), request(2, 5, 4, 3)])
+    assert sorted(model.narrow.shapes) == [(1, 3), (1, 4)]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=64), threads=st.integers(1, 16))
+def test_every_row_is_in_one_run_the_longest_first_and_no_thread_is_left_without_work(backend, lengths, threads):
+    runs = backend.cut(np.array(lengths), threads)
+    order = np.concatenate(runs)
+    assert sorted(order) == list(range(len(lengths)))
+    assert (np.diff(np.array(lengths)[order]) <= 0).all()
+    tokens = [sum(lengths[row] for row in run) for run in runs]
+    assert max(tokens) <= backend.RUN_TOKENS + max(lengths) or len(lengths) < threads
+    if len(set(lengths)) == 1 and len(lengths) >= threads:
+        assert len(runs) >= threads
+
+
+def test_a_long_text_is_not_run_with_the_short_ones(backend):
+    assert [run.tolist() for run in backend.cut(np.array([20, 100, 20]), 2)] == [[1], [0, 2]]
+
+
+def test_a_run_that_fails_is_the_answer_of_every_request_of_its_batch(backend, repository):
+    model = load(backend, repository)
+
+    class Broken:
+        def run(self, *_):
+            raise RuntimeError("no memory")
+
+    model.wide = model.narrow = Broken()
+    for count in (1, 5):
+        answers = model.execute([request(2, 4, 3)] * count)
+        assert {answer.error().code for answer in answers} == {"INTERNAL"}
+        assert "could not run a batch" in answers[0].error().message() and "no memory" in answers[0].error().message()
 
 
 def test_the_parameters_are_those_of_the_cpp_backend(backend, repository):
@@ -183,7 +265,8 @@ def test_the_parameters_are_those_of_the_cpp_backend(backend, repository):
 def test_the_parameters_reach_the_session(backend, repository):
     write_config(repository, parameters={"intra_op_thread_count": "1", "memory.enable_memory_arena_shrinkage": "cpu:0"})
     model = load(backend, repository)
-    assert model.session.get_session_options().intra_op_num_threads == 1
+    assert model.wide.get_session_options().intra_op_num_threads == 1
+    assert model.narrow is model.wide
     assert model.run_options.get_run_config_entry("memory.enable_memory_arena_shrinkage") == "cpu:0"
     assert model.execute([request(2, 4, 3)])[0].error() is None
 

@@ -5,14 +5,20 @@ Triton starts one process of this file per version and instance, and hands `exec
 with its own error.  The requests of one list are merged into one batch: they may differ in length, and a malformed
 one is refused without harming its neighbours.
 
+The batch is cut into runs of rows of like length, one run per core at a time, each on a thread of its own: attention
+then pads little, a run's matrices stay in the caches of its core, and no operator waits for the slower half of itself
+(export/EXPERIMENTS.md has the figures).  Fewer rows than cores are one run that all cores share.
+
 It reads the same config.pbtxt keys as NVIDIA's C++ backend of that name, so one repository serves under both.  Not
 covered, because the C++ backend in a container is the way there: GPUs, other execution providers, models that are not
 bundles.  Triton copies this file into a private folder and runs it in isolated mode: it can import nothing of ours.
 """
 
+import ctypes
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +27,9 @@ import triton_python_backend_utils as pb_utils
 
 IDS, MASK, LOGITS = "input_ids", "attention_mask", "logits"
 TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(float)": "TYPE_FP32"}
+RUN_TOKENS = 256  # of one run at most, about: what a core's caches hold of the widest layer (128 and 512 are slower)
+# The name a DLPack capsule has once its tensor has an owner.  Python keeps this pointer, so it must outlive them all.
+CONSUMED = ctypes.c_char_p(b"used_dltensor")
 
 
 class Broken(Exception):
@@ -37,10 +46,13 @@ class TritonPythonModel:
         manifest = read_manifest(folder)
         model = folder / config["default_model_filename"]
         check_sum(model, manifest)
-        self.session = onnxruntime.InferenceSession(
-            str(model), sess_options=session_options(config), providers=["CPUExecutionProvider"]
-        )
-        check_graph(self.session, config, labels=len(manifest["labels"]))
+        self.labels = len(manifest["labels"])
+        # ONNX Runtime settles the threads of a run when it makes the session, so there are two, and the weights twice.
+        self.wide = load_session(model, session_options(config))
+        check_graph(self.wide, config, labels=self.labels)
+        self.threads = self.wide.get_session_options().intra_op_num_threads
+        self.narrow = load_session(model, session_options(config, threads=1)) if self.threads > 1 else self.wide
+        self.pool = ThreadPoolExecutor(self.threads)
         self.run_options = run_options(config)
         self.vocabulary = manifest["vocab_size"]
         self.longest = manifest["max_length"]
@@ -69,6 +81,9 @@ class TritonPythonModel:
             pb_utils.Logger.log_warn(f"request {requests[index].request_id()!r}: {answers[index].error().message()}")
         return answers
 
+    def finalize(self) -> None:
+        self.pool.shutdown()
+
     def answer(self, merged: list) -> list:
         """Run well-shaped requests `(index, ids, mask)` as one batch; return `(index, response)` for each."""
         if not merged:
@@ -86,19 +101,34 @@ class TritonPythonModel:
             if not merged:
                 return answers
             ids, mask = self.pad(merged)
-        # Only the padding at the end is dropped: earlier columns carry the positions of the words after them.
-        used = np.flatnonzero(mask.any(axis=0))[-1] + 1
-        feed = {IDS: ids[:, :used], MASK: mask[:, :used]}
         try:
-            (logits,) = self.session.run([LOGITS], feed, self.run_options)
+            logits = self.compute(ids, mask)
         except Exception as error:  # ONNX Runtime's own exceptions share no base class but this one
-            sentence = f"ONNX Runtime could not run a batch of {ids.shape[0]} x {used} tokens: {error}"
+            sentence = f"ONNX Runtime could not run a batch of {ids.shape[0]} x {ids.shape[1]} tokens: {error}"
             return answers + [(index, failure(sentence, pb_utils.TritonError.INTERNAL)) for index, *_ in merged]
         row = 0
         for index, request_ids, _ in merged:
             answers.append((index, response(logits[row : row + len(request_ids)])))
             row += len(request_ids)
         return answers
+
+    def compute(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Logits FP32 [rows, labels], in the order of the rows."""
+        # Only the padding at the end is dropped: earlier columns carry the positions of the words after them.
+        lengths = mask.shape[1] - mask[:, ::-1].argmax(axis=1)
+        runs = cut(lengths, self.threads)
+        session = self.narrow if len(runs) > 1 else self.wide
+        logits = np.empty((len(ids), self.labels), np.float32)
+
+        def run(rows: np.ndarray) -> None:
+            used = lengths[rows].max()
+            (logits[rows],) = session.run([LOGITS], {IDS: ids[rows, :used], MASK: mask[rows, :used]}, self.run_options)
+
+        if len(runs) > 1:
+            list(self.pool.map(run, runs))
+        else:
+            run(*runs)
+        return logits
 
     def pad(self, merged: list) -> tuple[np.ndarray, np.ndarray]:
         """All rows of all requests as two INT64 matrices as wide as the widest request."""
@@ -136,6 +166,21 @@ class TritonPythonModel:
         return None
 
 
+def cut(lengths: np.ndarray, threads: int) -> list[np.ndarray]:
+    """Row numbers, the longest first, in runs of about equal tokens: so many for each thread as RUN_TOKENS asks.
+
+    Fewer rows than threads stay together.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    if len(lengths) < threads:
+        return [order]
+    lengths = lengths[order]
+    tokens = lengths.sum()
+    runs = threads * -(-tokens // (threads * RUN_TOKENS))
+    run_of_row = (2 * lengths.cumsum() - lengths) * runs // (2 * tokens)  # by where its middle lies
+    return np.split(order, np.flatnonzero(np.diff(run_of_row)) + 1)
+
+
 def read_tensor(request, name: str) -> np.ndarray:
     """The tensor, without a copy.
 
@@ -149,7 +194,12 @@ def read_tensor(request, name: str) -> np.ndarray:
 def response(logits: np.ndarray):
     if not np.isfinite(logits).all():
         return failure("the model answered with a number that is not finite", pb_utils.TritonError.INTERNAL)
-    return pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack(LOGITS, np.ascontiguousarray(logits))])
+    capsule = np.ascontiguousarray(logits).__dlpack__()
+    tensor = pb_utils.Tensor.from_dlpack(LOGITS, capsule)
+    # The stub of Triton 24.10 gives the capsule a name numpy does not know for a tensor taken over, and numpy prints a
+    # traceback into the log each time one of those goes.
+    ctypes.pythonapi.PyCapsule_SetName(ctypes.py_object(capsule), CONSUMED)
+    return pb_utils.InferenceResponse([tensor])
 
 
 def failure(sentence: str, code: int):
@@ -204,7 +254,11 @@ def check_graph(session: onnxruntime.InferenceSession, config: dict, *, labels: 
         )
 
 
-def session_options(config: dict) -> onnxruntime.SessionOptions:
+def load_session(model: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(model), sess_options=options, providers=["CPUExecutionProvider"])
+
+
+def session_options(config: dict, threads: int = 0) -> onnxruntime.SessionOptions:
     """ONNX Runtime's options from config.pbtxt, under the keys and with the meanings of the C++ backend.
 
     Ours are the default number of threads, the cores this process may use, where ONNX Runtime would take all, and that
@@ -213,7 +267,7 @@ def session_options(config: dict) -> onnxruntime.SessionOptions:
     """
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.intra_op_num_threads = parameter(config, "intra_op_thread_count") or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads or parameter(config, "intra_op_thread_count") or len(os.sched_getaffinity(0))
     options.inter_op_num_threads = parameter(config, "inter_op_thread_count") or 0
     options.enable_cpu_mem_arena = bool(parameter(config, "enable_mem_arena", 1))
     options.enable_mem_pattern = bool(parameter(config, "enable_mem_pattern", 1))
