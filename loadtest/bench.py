@@ -67,8 +67,9 @@ class Bench:
 
     def _ours(self) -> list[System]:
         ours = systems.ours(self.stack, self.subject.served, self.subject.texts)
-        url = f"http://127.0.0.1:{self.stack.gateway_port}"
-        ours.doors.append(doors.gateway_batch(url, self.subject.texts, BATCH))
+        if self.subject.checkpoint is None:
+            url = f"http://127.0.0.1:{self.stack.gateway_port}"
+            ours.doors.append(doors.gateway_batch(url, self.subject.texts, BATCH))
         return [ours]
 
     def _peers(self) -> list[System]:
@@ -216,6 +217,8 @@ def run(options: argparse.Namespace) -> dict:
             _say(f"starting {system.name}: {system.about}")
             running.callback(system.stop)
             system.start()
+        for system in bench.systems:
+            system.wait_ready()
             for door in system.doors:
                 measure.run(door, WARM_SECONDS, callers=bench.most, settle=0)
             system.pause()

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -15,7 +17,7 @@ table { border-collapse: collapse; margin: 1em 0 }
 td, th { padding: .25em .8em; border-bottom: 1px solid #ddd; text-align: left }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
 .yes { color: #186a3b } .no { color: #b03a2e; font-weight: 600 }
-svg { max-width: 100%; height: auto } small { color: #666 }
+svg { max-width: 100%; height: auto } small { color: #666; display: block }
 """
 STAGES = {"tokenization": "#7fb3d5", "queue": "#f5b041", "inference": "#2471a3", "rest of the gateway": "#aab7b8"}
 
@@ -160,6 +162,7 @@ def _throughput(axes: Axes, document: dict) -> None:
         (line,) = axes.plot(speeds, [row["milliseconds"]["p50"] for row in mine], "o-", label=door)
         axes.plot(speeds, [row["milliseconds"]["p99"] for row in mine], "o:", color=line.get_color(), alpha=0.6)
     axes.set(xlabel="texts per second", ylabel="milliseconds (p50 solid, p99 dotted)", yscale="log", xlim=(0, None))
+    _plain(axes.yaxis)
     axes.legend()
     axes.grid(alpha=0.3)
 
@@ -171,6 +174,7 @@ def _percentiles(axes: Axes, document: dict) -> None:
         if row["callers"] == most:
             axes.plot(row["curve"], range(101), label=row["door"])
     axes.set(xlabel=f"milliseconds, {most} callers", ylabel="percent of the answers", xscale="log")
+    _plain(axes.xaxis)
     axes.legend()
     axes.grid(alpha=0.3)
 
@@ -209,6 +213,13 @@ def _splits(axes: Axes, document: dict) -> None:
     axes.invert_yaxis()
     axes.set(xlabel="milliseconds")
     axes.legend()
+
+
+def _plain(axis: Axis) -> None:
+    """Numbers as people write them, at few places of a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def _rest(split: dict[str, float]) -> float:

@@ -54,9 +54,7 @@ class System:
     _processes: list[subprocess.Popen] = field(default_factory=list)
 
     def start(self) -> None:
-        """Raises:
-        NotStarted: it ended, or its first door did not answer within START_SECONDS.
-        """
+        """Return at once; `wait_ready` waits."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("NUNCHI_")}
         with self.log.open("wb") as log:
             for command in self.commands:
@@ -72,6 +70,11 @@ class System:
                         preexec_fn=_end_with_parent,
                     )
                 )
+
+    def wait_ready(self) -> None:
+        """Raises:
+        NotStarted: it ended, or its first door did not answer within START_SECONDS.
+        """
         deadline = time.monotonic() + START_SECONDS
         while not asyncio.run(doors.answers(self.doors[0])):
             if any(process.poll() is not None for process in self._processes):
