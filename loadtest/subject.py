@@ -88,13 +88,12 @@ def _kcbert_shape(folder: Path, vocabulary: Path | None) -> Path:
     target = folder / KCBERT_SHAPE
     command = [sys.executable, PEERS / "checkpoint.py", "--output", target]
     command += ["--source", vocabulary] if vocabulary else []
-    return _made(target, f"{vocabulary}", command)
+    return _made(target, f"{vocabulary} {_digest(PEERS / 'checkpoint.py')}", command)
 
 
 def _exported(checkpoint: Path, folder: Path) -> Path:
     """A repository of its own with the checkpoint in it, made anew when checkpoint or exporter have changed."""
     target = folder / f"{checkpoint.name}-repository"
-    sources = b"".join(file.read_bytes() for file in sorted((ROOT / "export").glob("*.py")))
     command = [
         sys.executable,
         "-m",
@@ -106,17 +105,21 @@ def _exported(checkpoint: Path, folder: Path) -> Path:
         "--rows",
         PARITY_ROWS,
     ]
-    return _made(target, f"{_identity(checkpoint)} {hashlib.sha256(sources).hexdigest()}", command)
+    return _made(target, f"{_identity(checkpoint)} {_digest(*(ROOT / 'export').glob('*.py'))}", command)
 
 
 def _for_infinity(checkpoint: Path, folder: Path) -> Path:
     target = folder / f"{checkpoint.name}-infinity"
     command = [PEERS_PYTHON, PEERS / "infinity_model.py", "--checkpoint", checkpoint, "--output", target]
-    return _made(target, _identity(checkpoint), command)
+    return _made(target, f"{_identity(checkpoint)} {_digest(PEERS / 'infinity_model.py')}", command)
 
 
 def _identity(checkpoint: Path) -> str:
     return " ".join(f"{file.name} {file.stat().st_mtime_ns}" for file in sorted(checkpoint.iterdir()))
+
+
+def _digest(*sources: Path) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(sources))).hexdigest()
 
 
 def _made(target: Path, of: str, command: list) -> Path:
