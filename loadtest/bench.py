@@ -160,7 +160,7 @@ class Bench:
     def half(self) -> dict:
         """The gateway at half of what its callers found it could do."""
         door = self.ours.doors[0]
-        rate = statistics.median(turn.per_second for turn in self.turns[door.name, self.most]) / 2
+        rate = max(statistics.median(turn.per_second for turn in self.turns[door.name, self.most]) / 2, 1.0)
         _say(f"gateway at half of its capacity, {rate:.0f} requests per second")
         turn = measure.run(door, 2 * self.options.seconds, rate=rate)
         return {"system": self.ours.name, **measure.figures([turn])}

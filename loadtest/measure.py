@@ -59,8 +59,10 @@ class Turn:
         return np.array([(request.done - request.due) * 1e3 for request in self.answered])
 
 
-def run(door: Door, seconds: float, *, callers: int | None = None, rate: float | None = None, settle: float = 1.0):
-    """Ask for ``settle`` and then ``seconds``; the questions begin elsewhere each time. Returns the `Turn`."""
+def run(
+    door: Door, seconds: float, *, callers: int | None = None, rate: float | None = None, settle: float = 1.0
+) -> Turn:
+    """``callers``, or a ``rate``, for ``settle`` and then ``seconds``; the questions begin elsewhere each time."""
     return uvloop.run(_run(door, seconds, callers, rate, settle))
 
 
