@@ -2,23 +2,28 @@
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from export import manifest, parity
 from export.checkpoint import Checkpoint
 from export.errors import GateClosed
-from export.graph import build_graph
+from export.graph import Weights, build_graph
 from export.manifest import Attempt, Parity
+from export.onnx_model import OnnxModel
 from export.padded import LARGEST_HALF, build_padded_graph, largest_half
 from export.parity import Measurement, Reference
-from export.quantize import RECIPES
+from export.quantize import Recipe, has_vnni, recipes
 from export.reference import describe
 from export.reviews import DEFAULT_ROWS, load_reviews
+from export.smooth import smoothing
 
 log = logging.getLogger(__name__)
 
 OVERFLOW_ROWS = 64
+SENSITIVITY_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -51,20 +56,22 @@ def convert(checkpoint: Checkpoint, reference: Reference, precision: str, file: 
     """
     weights = checkpoint.weights()
     write = build_padded_graph if precision == "fp16" else build_graph
+    vnni = has_vnni()
     attempts: list[Attempt] = []
-    for recipe in RECIPES[precision]:
-        graph = write(checkpoint.config, weights, recipe)
-        file.write_bytes(graph.SerializeToString(deterministic=True))
+    for recipe in recipes(precision, vnni=vnni):
+        given = weights | smoothing(checkpoint, reference.encoded) if recipe.smoothed else weights
+        if recipe.spared:
+            recipe = _spare_layers(checkpoint, given, recipe, reference, file)
+        file.write_bytes(write(checkpoint.config, given, recipe).SerializeToString(deterministic=True))
         measured = parity.measure(file, reference)
         reason = parity.complaint(measured, recipe.precision)
         if recipe.precision == "fp16":
             reason = reason or _overflow(file, reference)
-        log.info("%s: %s", recipe.remedy, f"refused: {reason}" if reason else _summary(measured))
+        log.info("%s: %s%s", recipe.remedy, f"refused: {reason}; " if reason else "", _summary(measured))
+        attempts.append(_attempt(recipe, measured, reason))
         if reason is None:
-            attempts.append(Attempt(remedy=recipe.remedy, accepted=True, reason=_remark(measured)))
             texts = describe(reference.encoded, measured.probabilities, checkpoint.tokenizer)
-            return Conversion(recipe.precision, _parity(measured, recipe.precision, attempts), texts)
-        attempts.append(Attempt(remedy=recipe.remedy, accepted=False, reason=reason))
+            return Conversion(recipe.precision, _parity(measured, recipe.precision, attempts, vnni), texts)
     tried = "; ".join(f"{attempt.remedy}: {attempt.reason}" for attempt in attempts)
     raise GateClosed(
         f"the written model does not answer like torch, so nothing was published ({tried}); "
@@ -81,7 +88,34 @@ def _overflow(file: Path, reference: Reference) -> str | None:
     return None
 
 
-def _parity(measured: Measurement, precision: str, attempts: list[Attempt]) -> Parity:
+def _spare_layers(checkpoint: Checkpoint, weights: Weights, recipe: Recipe, reference: Reference, file: Path) -> Recipe:
+    """The recipe with the layers named whose sparing alone brings the answers nearest to torch's; writes ``file``."""
+    step = math.ceil(len(reference.encoded) / SENSITIVITY_ROWS)
+    encoded, expected = reference.encoded[::step], reference.probabilities[::step]
+    distance = {}
+    for number in range(checkpoint.config.num_hidden_layers):
+        graph = build_graph(checkpoint.config, weights, replace(recipe, float_layers=frozenset([number])))
+        file.write_bytes(graph.SerializeToString())
+        found = OnnxModel(file).probabilities(encoded, reference.pad_token_id)
+        distance[number] = float(np.abs(found - expected).mean())
+    spared = sorted(distance, key=distance.__getitem__)[: math.ceil(recipe.spared * len(distance))]
+    named = ", ".join(str(number + 1) for number in sorted(spared))
+    return replace(recipe, remedy=f"{recipe.remedy} ({named})", float_layers=frozenset(spared))
+
+
+def _attempt(recipe: Recipe, measured: Measurement, reason: str | None) -> Attempt:
+    return Attempt(
+        remedy=recipe.remedy,
+        accepted=reason is None,
+        reason=reason or _remark(measured),
+        label_agreement=round(measured.label_agreement, 5),
+        accuracy=round(measured.accuracy_exported, 5),
+        max_probability_shift=_rounded_up(measured.max_probability_shift) if measured.finite else None,
+        max_batch_probability_shift=_rounded_up(measured.max_batch_probability_shift) if measured.finite else None,
+    )
+
+
+def _parity(measured: Measurement, precision: str, attempts: list[Attempt], vnni: bool) -> Parity:
     return Parity(
         rows=measured.rows,
         label_agreement=round(measured.label_agreement, 5),
@@ -91,6 +125,7 @@ def _parity(measured: Measurement, precision: str, attempts: list[Attempt]) -> P
         batch_probability_tolerance=parity.BATCH_TOLERANCE[precision],
         max_batch_probability_shift=_rounded_up(measured.max_batch_probability_shift),
         attempts=attempts,
+        vnni=vnni,
     )
 
 

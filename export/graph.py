@@ -79,18 +79,19 @@ class View:
 
 
 def build_graph(config: PretrainedConfig, weights: Weights, recipe: Recipe) -> onnx.ModelProto:
-    """``weights`` as in the model's state_dict, FLOAT; ``config`` is one that checkpoint.py has let pass."""
+    """``weights`` as in the model's state_dict, FLOAT, and the factors of smooth.py where the recipe wants them;
+    ``config`` is one that checkpoint.py has let pass."""
     graph = GraphBuilder()
     encoder = under(weights, f"{config.model_type}.")
     exact = FloatProducts(graph)
-    usual = exact if recipe.weight_bits is None else Int8Products(graph, recipe.weight_bits)
+    usual = exact if recipe.weight_bits is None else Int8Products(graph, recipe.weight_bits, unsigned=recipe.unsigned)
 
     texts = _find_tokens(graph)
     view = _lay_out(graph, texts, config.num_attention_heads)
     x = _embed(graph, texts, usual, encoder, config)
     last = config.num_hidden_layers - 1
     for number in range(last + 1):
-        products = exact if number > last - recipe.float_layers else usual
+        products = exact if number in recipe.float_layers else usual
         layer = Layer(graph, products, under(encoder, f"encoder.layer.{number}."), config, view)
         x = layer.of_all_tokens(x) if number < last else layer.of_first_tokens(x, texts)
     HEADS[config.model_type](graph, x.name, weights)
@@ -213,7 +214,7 @@ class Layer:
             np.concatenate([self._weights[f"attention.self.{part}.{kind}"] for part in parts])
             for kind in ("weight", "bias")
         )
-        return self._products.linear(x, weight, bias).name
+        return self._products.linear(x, weight, bias, smooth=self._weights.get("attention.self.smooth")).name
 
     def _attend(self, query: str, key: str, value: str) -> str:
         """softmax(query · keyᵀ / √d + absent) · value, all [B, h, tokens, d]."""
@@ -233,7 +234,8 @@ class Layer:
         return self._add_and_normalize(x, self._linear(inner, "output.dense", self._activation.floor), "output")
 
     def _linear(self, x: Matrix, name: str, floor: float | None = None) -> Matrix:
-        return self._products.linear(x, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"], floor)
+        weight, bias = (self._weights[f"{name}.{kind}"] for kind in ("weight", "bias"))
+        return self._products.linear(x, weight, bias, floor, self._weights.get(f"{name}.smooth"))
 
     def _add_and_normalize(self, x: Matrix, change: Matrix, name: str) -> Matrix:
         total = self._graph.op("Add", change.name, x.name)

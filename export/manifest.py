@@ -51,11 +51,19 @@ class Metrics(BaseModel):
 
 
 class Attempt(_Part):
-    """One recipe the gate judged; ``reason`` says why it was refused, or what to know although it was accepted."""
+    """One recipe the gate judged, with what was measured against torch on the rows of the gate.
+
+    ``reason`` says why it was refused, or what to know although it was accepted. The figures are absent from versions
+    published before there were any, and the shifts where a probability was not finite.
+    """
 
     remedy: str
     accepted: bool
     reason: str | None
+    label_agreement: Share | None = None
+    accuracy: Share | None = None
+    max_probability_shift: Share | None = None
+    max_batch_probability_shift: Share | None = None
 
 
 class Parity(_Part):
@@ -69,6 +77,7 @@ class Parity(_Part):
     batch_probability_tolerance: Share
     max_batch_probability_shift: Share
     attempts: list[Attempt]
+    vnni: bool | None = None  # whether the CPU that measured has VNNI; quantize.py says why that matters
 
 
 class Bins(_Part):

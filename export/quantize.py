@@ -5,10 +5,16 @@ its own largest value. The usual dynamic quantization takes one scale for the wh
 costs the precision of its neighbours, and the answer to a text depends on the company it came in. A scale per token
 costs some time and removes both (EXPERIMENTS.md has the figures).
 
-``RECIPES`` is the ladder of remedies that convert.py climbs until the parity gate opens.
+`recipes` is the ladder of remedies that convert.py climbs until the parity gate opens.
+
+A CPU without VNNI adds two products of an unsigned and a signed byte in 16 bits, where they saturate
+(onnxruntime#6004): 8-bit weights can be silently wrong there. 7-bit weights cannot overflow, and for unsigned weights
+ONNX Runtime takes another, exact way. So the ladder depends on the CPU, and every machine that loads a version asks it
+its golden rows.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -19,11 +25,18 @@ from export.builder import CONTRIB, GraphBuilder, Matrix, integers, real
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to write a model. ``weight_bits``: None means fp32, 16 fp16; ``float_layers`` counts from the last."""
+    """One way to write a model. ``weight_bits``: None means fp32, 16 fp16.
+
+    ``spared`` is the share of the layers, the most sensitive ones, that stay in fp32; convert.py finds out which those
+    are and names them in ``float_layers``.
+    """
 
     remedy: str
     weight_bits: int | None
-    float_layers: int = 0
+    unsigned: bool = False
+    smoothed: bool = False
+    spared: float = 0
+    float_layers: frozenset[int] = frozenset()
 
     @property
     def precision(self) -> str:
@@ -31,16 +44,40 @@ class Recipe:
 
 
 FP32 = Recipe("fp32", None)
+FP16 = Recipe("fp16", 16)  # written by padded.py
 INT8_LADDER = (
     Recipe("int8", 8),
-    # CPUs without VNNI add two products in 16 bits and saturate (onnxruntime#6004); 7-bit weights cannot overflow that.
-    Recipe("int8 with 7-bit weights", 7),
-    # The last layer has the fewest rows to hide an error in, and only its first tokens are computed: cheap to spare.
-    Recipe("int8, last layer in fp32", 8, float_layers=1),
+    Recipe("int8, smoothed", 8, smoothed=True),
+    Recipe("int8, smoothed, a quarter of the layers in fp32", 8, smoothed=True, spared=0.25),
+    Recipe("int8, smoothed, half of the layers in fp32", 8, smoothed=True, spared=0.5),
     FP32,
 )
-FP16 = Recipe("fp16", 16)  # written by padded.py
-RECIPES = {"int8": INT8_LADDER, "fp32": (FP32,), "fp16": (FP16, FP32)}
+INT8_LADDER_WITHOUT_VNNI = (
+    Recipe("int8 with 7-bit weights", 7),
+    Recipe("int8 with unsigned weights", 8, unsigned=True),
+    Recipe("int8 with unsigned weights, smoothed", 8, unsigned=True, smoothed=True),
+    Recipe(
+        "int8 with unsigned weights, smoothed, half of the layers in fp32", 8, unsigned=True, smoothed=True, spared=0.5
+    ),
+    FP32,
+)
+VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}  # products of bytes are added in 32 bits
+
+
+def recipes(precision: str, *, vnni: bool) -> tuple[Recipe, ...]:
+    """What to try in turn for ``precision`` on a CPU with or without VNNI."""
+    if precision == "int8":
+        return INT8_LADDER if vnni else INT8_LADDER_WITHOUT_VNNI
+    return {"fp32": (FP32,), "fp16": (FP16, FP32)}[precision]
+
+
+def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this CPU multiplies bytes without saturating; True where there is no telling, golden rows will."""
+    try:
+        flags = next(line for line in cpuinfo.read_text().splitlines() if line.startswith("flags"))
+    except (OSError, StopIteration):
+        return True
+    return bool(VNNI & set(flags.split()))
 
 
 class Products(Protocol):
@@ -49,8 +86,18 @@ class Products(Protocol):
     def lookup(self, table: np.ndarray, indexes: str) -> str:
         """Rows of ``table`` [n, width], FLOAT [len(indexes), width]."""
 
-    def linear(self, x: Matrix, weight: np.ndarray, bias: np.ndarray, floor: float | None = None) -> Matrix:
-        """x · weightᵀ + bias; weight is [out, in] as torch stores it. No value of ``x`` lies below ``floor``."""
+    def linear(
+        self,
+        x: Matrix,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        floor: float | None = None,
+        smooth: np.ndarray | None = None,
+    ) -> Matrix:
+        """x · weightᵀ + bias; weight is [out, in] as torch stores it. No value of ``x`` lies below ``floor``.
+
+        ``smooth`` [in] is what may divide ``x`` and multiply the weight without changing the product (smooth.py).
+        """
 
 
 class FloatProducts:
@@ -60,14 +107,22 @@ class FloatProducts:
     def lookup(self, table: np.ndarray, indexes: str) -> str:
         return self._graph.op("Gather", table, indexes)
 
-    def linear(self, x: Matrix, weight: np.ndarray, bias: np.ndarray, floor: float | None = None) -> Matrix:
+    def linear(
+        self,
+        x: Matrix,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        floor: float | None = None,
+        smooth: np.ndarray | None = None,
+    ) -> Matrix:
         return Matrix(self._graph.op("Gemm", x.name, weight, bias, transB=1), x.rows)
 
 
 class Int8Products:
-    def __init__(self, graph: GraphBuilder, weight_bits: int) -> None:
+    def __init__(self, graph: GraphBuilder, weight_bits: int, *, unsigned: bool = False) -> None:
         self._graph = graph
         self._largest = 2 ** (weight_bits - 1) - 1
+        self._unsigned = unsigned
         self._zero_points: dict[tuple[str, int], str] = {}
 
     def lookup(self, table: np.ndarray, indexes: str) -> str:
@@ -76,15 +131,26 @@ class Int8Products:
         words = self._graph.op("Cast", self._graph.op("Gather", codes, indexes), to=TensorProto.FLOAT)
         return self._graph.op("Mul", words, self._graph.op("Gather", scales, indexes))
 
-    def linear(self, x: Matrix, weight: np.ndarray, bias: np.ndarray, floor: float | None = None) -> Matrix:
+    def linear(
+        self,
+        x: Matrix,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        floor: float | None = None,
+        smooth: np.ndarray | None = None,
+    ) -> Matrix:
         graph = self._graph
+        if smooth is not None:
+            x = Matrix(graph.op("Mul", x.name, 1 / smooth), x.rows)
+            weight = weight * smooth
+            floor = None if floor else floor  # each channel has a floor of its own now, unless it is 0
         codes, scales = quantize_rows(weight, self._largest)
         x_codes, x_scales, zero_point = self._quantize(x, floor)
-        product = graph.op(
-            "MatMulIntegerToFloat",
-            *(x_codes, codes.T, real(1), scales[:, 0], np.array(zero_point, np.uint8)),
-            domain=CONTRIB,
-        )
+        operands = [x_codes, codes.T, real(1), scales[:, 0], np.array(zero_point, np.uint8)]
+        if self._unsigned:
+            operands[1] = (codes.T.astype(np.int16) + 128).astype(np.uint8)
+            operands.append(np.array(128, np.uint8))
+        product = graph.op("MatMulIntegerToFloat", *operands, domain=CONTRIB)
         return Matrix(graph.op("Add", graph.op("Mul", product, x_scales), bias), x.rows)
 
     def _quantize(self, x: Matrix, floor: float | None) -> tuple[str, str, int]:

@@ -11,10 +11,17 @@ from hypothesis import strategies as st
 from export.graph import build_graph
 from export.manifest import IDS, LOGITS, MASK
 from export.onnx_model import pad
-from export.quantize import FP32, INT8_LADDER
+from export.quantize import FP32, Recipe
 from tests.export.checkpoints import CONFIGS, VOCABULARY, make_model
 
-INT8 = INT8_LADDER[0]
+INT8 = Recipe("int8", 8)
+RECIPES = (
+    INT8,
+    Recipe("7-bit weights", 7),
+    Recipe("unsigned weights", 8, unsigned=True),
+    Recipe("first layer in fp32", 8, float_layers=frozenset([0])),
+    FP32,
+)
 LENGTHS = [3, 17, 2, 40, 9, 1]
 WORDS = len(VOCABULARY)
 
@@ -71,7 +78,7 @@ def test_what_lies_in_the_padding_changes_nothing(model, texts):
     np.testing.assert_array_equal(run(session, noise, mask), run(session, ids, mask))
 
 
-@pytest.mark.parametrize("recipe", INT8_LADDER, ids=lambda recipe: recipe.remedy)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.remedy)
 def test_a_batch_answers_as_its_rows_do_alone(model, texts, recipe):
     session = load(graph_of(model, recipe))
     alone = np.concatenate([run(session, [text], [[1] * len(text)]) for text in texts])
@@ -138,7 +145,7 @@ def test_the_file_reads_in_older_runtimes_and_scatters_nothing(model, recipe):
     onnx.checker.check_model(graph)
 
 
-@pytest.mark.parametrize("recipe", INT8_LADDER, ids=lambda recipe: recipe.remedy)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.remedy)
 def test_equal_weights_make_equal_bytes(model, recipe):
     first, second = (graph_of(model, recipe).SerializeToString(deterministic=True) for _ in range(2))
     assert first == second

@@ -13,6 +13,7 @@ from export.convert import convert
 from export.errors import GateClosed
 from export.graph import build_graph
 from export.parity import NEAR_TIE, Measurement, complaint, measure, measure_reference
+from export.quantize import has_vnni, recipes
 from export.reviews import load_reviews
 
 
@@ -75,12 +76,16 @@ def test_int8_opens_the_gate_on_a_trained_model(checkpoint, reference, file):
     conversion = convert(checkpoint, reference, "int8", file)
     parity = conversion.parity
     assert conversion.precision == "int8"
+    assert parity.vnni is has_vnni()
     assert parity.rows == 1200
     assert parity.accuracy_reference > 0.95, "the model has not learned; it proves nothing"
     assert parity.label_agreement >= 0.99
     assert parity.max_batch_probability_shift <= parity.batch_probability_tolerance
     assert 0 < parity.max_probability_shift < 0.1
-    assert [(each.remedy, each.accepted) for each in parity.attempts] == [("int8", True)]
+    (attempt,) = parity.attempts
+    assert (attempt.remedy, attempt.accepted) == (recipes("int8", vnni=parity.vnni)[0].remedy, True)
+    assert (attempt.label_agreement, attempt.accuracy) == (parity.label_agreement, parity.accuracy_exported)
+    assert attempt.max_probability_shift == parity.max_probability_shift
 
 
 def test_fp32_is_torch_to_four_digits(checkpoint, reference, file):
@@ -109,19 +114,50 @@ def test_a_damaged_graph_closes_the_gate(checkpoint, reference, file, monkeypatc
 @pytest.mark.parametrize(
     ("damaged", "remedies", "precision"),
     [
-        (lambda recipe: recipe.weight_bits == 8 and not recipe.float_layers, 2, "int8"),
-        (lambda recipe: recipe.precision == "int8" and not recipe.float_layers, 3, "int8"),
-        (lambda recipe: recipe.precision == "int8", 4, "fp32"),
+        (lambda recipe: recipe.precision == "int8" and not recipe.smoothed, 2, "int8"),
+        (lambda recipe: recipe.precision == "int8" and not recipe.spared, 3, "int8"),
+        (lambda recipe: recipe.precision == "int8" and recipe.spared < 0.5, 4, "int8"),
+        (lambda recipe: recipe.precision == "int8", 5, "fp32"),
     ],
 )
 def test_the_next_remedy_is_tried_and_recorded(checkpoint, reference, file, monkeypatch, damaged, remedies, precision):
+    monkeypatch.setattr(convert_module, "has_vnni", lambda: True)
     damage_when(monkeypatch, zero_the_largest_float_weight, damaged)
     conversion = convert(checkpoint, reference, "int8", file)
     assert conversion.precision == precision
     attempts = conversion.parity.attempts
     assert [each.accepted for each in attempts] == [False] * (remedies - 1) + [True]
     assert all("labels agree on" in each.reason for each in attempts[:-1])
+    assert all(each.label_agreement < 0.99 < attempts[-1].label_agreement for each in attempts[:-1])
+    assert all(each.accuracy < attempts[-1].accuracy for each in attempts[:-1])
+    assert all(each.max_probability_shift > attempts[-1].max_probability_shift for each in attempts[:-1])
     assert measure(file, reference).label_agreement == pytest.approx(conversion.parity.label_agreement, abs=1e-5)
+
+
+def test_the_layers_spared_are_those_whose_sparing_helps_most(checkpoint, reference, file, monkeypatch):
+    """The second of two layers is spoilt wherever it is int8, so it is the one that must be spared."""
+    monkeypatch.setattr(convert_module, "has_vnni", lambda: True)
+
+    def spoil(config, weights, recipe):
+        if recipe.precision == "int8" and not {1} & recipe.float_layers:
+            name = "electra.encoder.layer.1.output.LayerNorm.weight"
+            weights = weights | {name: np.zeros_like(weights[name])}
+        return build_graph(config, weights, recipe)
+
+    monkeypatch.setattr(convert_module, "build_graph", spoil)
+    attempts = convert(checkpoint, reference, "int8", file).parity.attempts
+    assert attempts[-1].remedy == "int8, smoothed, a quarter of the layers in fp32 (2)"
+    assert [each.accepted for each in attempts] == [False, False, True]
+
+
+def test_a_cpu_without_vnni_gets_weights_that_cannot_saturate(checkpoint, reference, file, monkeypatch):
+    monkeypatch.setattr(convert_module, "has_vnni", lambda: False)
+    conversion = convert(checkpoint, reference, "int8", file)
+    assert [each.remedy for each in conversion.parity.attempts] == ["int8 with 7-bit weights"]
+    assert conversion.parity.vnni is False
+    weights = [numpy_helper.to_array(each) for each in onnx.load(file).graph.initializer]
+    products = [each for each in weights if each.dtype == np.int8 and each.shape[0] in (32, 64)]
+    assert products and max(np.abs(each.astype(int)).max() for each in products) == 63
 
 
 def test_a_flip_where_torch_is_undecided_is_counted_apart(checkpoint, reference, file):

@@ -7,7 +7,7 @@ import pytest
 
 from export.builder import GraphBuilder, Matrix
 from export.graph import GELU_FLOOR
-from export.quantize import FP32, INT8_LADDER, RECIPES, Int8Products, quantize_rows
+from export.quantize import FP32, Int8Products, has_vnni, quantize_rows, recipes
 
 
 @pytest.mark.parametrize(("largest", "bits"), [(127, 8), (63, 7)])
@@ -25,10 +25,63 @@ def test_a_row_of_zeros_stays_zero():
     assert np.isfinite(scales).all()
 
 
-def test_int8_ends_in_fp32_and_fp32_never_becomes_int8():
-    assert RECIPES["int8"][-1] == FP32
-    assert [recipe.precision for recipe in INT8_LADDER] == ["int8", "int8", "int8", "fp32"]
-    assert [recipe.precision for recipe in RECIPES["fp32"]] == ["fp32"]
+@pytest.mark.parametrize("vnni", [True, False])
+def test_int8_ends_in_fp32_and_fp32_never_becomes_int8(vnni):
+    ladder = recipes("int8", vnni=vnni)
+    assert ladder[-1] == FP32
+    assert {recipe.precision for recipe in ladder[:-1]} == {"int8"}
+    assert [recipe.precision for recipe in recipes("fp32", vnni=vnni)] == ["fp32"]
+
+
+def test_no_recipe_for_a_cpu_without_vnni_can_saturate():
+    """Two products of a byte and a weight must fit into 16 signed bits, unless the weights are unsigned."""
+    for recipe in recipes("int8", vnni=False)[:-1]:
+        assert recipe.unsigned or 2 * 255 * (2 ** (recipe.weight_bits - 1) - 1) < 2**15
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "vnni"),
+    [
+        ("processor : 0\nflags\t\t: fpu avx2 avx512bw avx512_vnni\n", True),
+        ("processor : 0\nflags\t\t: fpu avx2 avx_vnni\n", True),
+        ("processor : 0\nflags\t\t: fpu avx2 avx512f avx512bw\n", False),
+        ("processor : 0\nFeatures : asimd\n", True),  # not an x86: its products of bytes do not saturate
+        (None, True),
+    ],
+)
+def test_the_flags_of_the_cpu_say_whether_products_of_bytes_saturate(tmp_path, cpuinfo, vnni):
+    file = tmp_path / "cpuinfo"
+    if cpuinfo is not None:
+        file.write_text(cpuinfo)
+    assert has_vnni(file) is vnni
+
+
+def products_of(x, weight, smooth=None, **how) -> np.ndarray:
+    """What a file answers for x · weightᵀ."""
+    graph = GraphBuilder()
+    rows = Matrix("x", graph.op("Shape", "x", start=0, end=1))
+    product = Int8Products(graph, 8, **how).linear(rows, weight, np.zeros(len(weight), np.float32), smooth=smooth)
+    model = graph.model(inputs={}, outputs={product.name: ["rows", len(weight)]})
+    model.graph.input.append(onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["rows", x.shape[1]]))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})[0]
+
+
+def test_unsigned_weights_give_the_same_products():
+    source = np.random.default_rng(0)
+    x, weight = (source.normal(size=size).astype(np.float32) for size in ((5, 64), (32, 64)))
+    signed, unsigned = products_of(x, weight), products_of(x, weight, unsigned=True)
+    assert np.array_equal(signed, unsigned)
+    assert signed == pytest.approx(x @ weight.T, abs=0.5)
+
+
+def test_smoothing_keeps_an_outlying_channel_from_costing_the_others_their_precision():
+    source = np.random.default_rng(0)
+    x, weight = (source.normal(size=size).astype(np.float32) for size in ((50, 64), (32, 64)))
+    x[:, 7] *= 200
+    smooth = np.sqrt(np.abs(x).max(axis=0) / np.abs(weight).max(axis=0)).astype(np.float32)
+    plain, smoothed = (np.abs(products_of(x, weight, each) - x @ weight.T).max() for each in (None, smooth))
+    assert smoothed < plain / 3
 
 
 @pytest.mark.parametrize("floor", [None, GELU_FLOOR, 0.0])

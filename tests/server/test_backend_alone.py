@@ -292,6 +292,53 @@ def test_a_version_whose_files_disagree_is_not_loaded(backend, repository, damag
         load(backend, repository)
 
 
+def set_golden(repository: Path, row: int, probabilities: list[float]) -> None:
+    file = repository / "sentiment" / "1" / "manifest.json"
+    manifest = json.loads(file.read_text(encoding="utf-8"))
+    manifest["golden"][row]["probabilities"] = probabilities
+    file.write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def golden_of(repository: Path, row: int) -> list[float]:
+    file = repository / "sentiment" / "1" / "manifest.json"
+    return json.loads(file.read_text(encoding="utf-8"))["golden"][row]["probabilities"]
+
+
+def test_golden_rows_within_the_tolerance_of_the_manifest_are_this_machines_rounding(backend, repository):
+    row = next(row for row in range(32) if golden_of(repository, row)[1] > 0.6)
+    negative, positive = golden_of(repository, row)
+    set_golden(repository, row, [negative + 0.015, positive - 0.015])
+    assert load(backend, repository).execute([request(2, 4, 3)])[0].error() is None
+
+
+@pytest.mark.parametrize(
+    ("change", "flipped"), [(lambda shares: shares[::-1], 1), (lambda shares: [shares[0] - 0.03, shares[1] + 0.03], 0)]
+)
+@pytest.mark.parametrize(
+    ("vnni", "remedy"),
+    [(True, "publish the bundle anew"), (False, "this CPU has no VNNI, export the checkpoint on one like it")],
+)
+def test_a_model_that_answers_otherwise_on_this_machine_is_not_loaded(
+    backend, repository, monkeypatch, change, flipped, vnni, remedy
+):
+    monkeypatch.setattr(backend, "has_vnni", lambda: vnni)
+    row = next(row for row in range(32) if golden_of(repository, row)[1] > 0.6)
+    set_golden(repository, row, change(golden_of(repository, row)))
+    with pytest.raises(
+        backend.Broken, match=rf"of 32 golden rows {flipped} have another label.*0\.02 is allowed; {remedy}"
+    ):
+        load(backend, repository)
+
+
+def test_golden_rows_that_cannot_be_run_are_one_sentence(backend, repository):
+    file = repository / "sentiment" / "1" / "manifest.json"
+    manifest = json.loads(file.read_text(encoding="utf-8"))
+    manifest["golden"][0]["input_ids"][1] = manifest["vocab_size"]
+    file.write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(backend.Broken, match="ONNX Runtime could not run the golden rows"):
+        load(backend, repository)
+
+
 def with_second_output():
     model = tiny_model()
     model.graph.output.add().CopyFrom(helper.make_tensor_value_info("mean", TensorProto.FLOAT, ["batch", 4]))

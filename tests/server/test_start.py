@@ -65,7 +65,8 @@ def test_golden_rows_the_model_does_not_answer(repository, tmp_path):
     manifest["golden"][5]["probabilities"].reverse()
     file.write_text(json.dumps(manifest), encoding="utf-8")
     line = refusal(repository, tmp_path / "var")
-    assert "version 1 is off by" in line and "0.02 is allowed" in line
+    assert "of 32 golden rows 1 have another label, and a probability is off by" in line
+    assert "0.02 is allowed" in line
 
 
 def test_a_start_that_takes_too_long(repository, tmp_path):

@@ -40,7 +40,7 @@ class TritonPythonModel:
     """One loaded version.  The class name and the method names are Triton's."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the version folder; raise `Broken` when its files or config.pbtxt disagree."""
+        """Load the version folder; raise `Broken` when its files disagree, or its answers are wrong on this machine."""
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"]) / args["model_version"]
         manifest = read_manifest(folder)
@@ -57,6 +57,7 @@ class TritonPythonModel:
         self.vocabulary = manifest["vocab_size"]
         self.longest = manifest["max_length"]
         self.padding = manifest["pad_token_id"]
+        check_golden_rows(self.session, manifest)
 
     def execute(self, requests: list) -> list:
         """Answer each request, in order."""
@@ -210,7 +211,10 @@ def read_manifest(folder: Path) -> dict:
     file = folder / "manifest.json"
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-        wanted = ("files", "labels", "vocab_size", "max_length", "pad_token_id")
+        wanted = (
+            *("files", "labels", "vocab_size", "max_length", "pad_token_id"),
+            *("golden", "golden_probability_tolerance"),
+        )
         missing = [key for key in wanted if key not in manifest]
     except FileNotFoundError:
         raise Broken(f"{file} is missing: a version folder without a manifest is not a bundle") from None
@@ -252,6 +256,50 @@ def check_graph(session: onnxruntime.InferenceSession, config: dict, *, labels: 
             f"model.onnx answers with {width} logits, config.pbtxt says {entry['dims']}, "
             f"manifest.json has {labels} labels"
         )
+
+
+def check_golden_rows(session: onnxruntime.InferenceSession, manifest: dict) -> None:
+    """The texts whose answers travel with the model must be answered so on this machine.
+
+    A CPU without VNNI can be wrong where the one that exported was right, in silence: it saturates (onnxruntime#6004).
+    """
+    rows = manifest["golden"]
+    width = max(len(row["input_ids"]) for row in rows)
+    ids = np.full((len(rows), width), manifest["pad_token_id"], np.int64)
+    mask = np.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, : len(row["input_ids"])] = row["input_ids"]
+        mask[index, : len(row["input_ids"])] = 1
+    try:
+        (logits,) = session.run([LOGITS], {IDS: ids, MASK: mask})
+    except Exception as error:  # ONNX Runtime's own exceptions share no base class but this one
+        raise Broken(f"ONNX Runtime could not run the golden rows: {error}") from None
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    expected = np.array([row["probabilities"] for row in rows])
+    shifts = np.abs(shares - expected).max(axis=1)
+    flipped = int((shares.argmax(axis=1) != expected.argmax(axis=1)).sum())
+    allowed = manifest["golden_probability_tolerance"]
+    if flipped or not shifts.max() <= allowed:
+        raise Broken(
+            f"model.onnx does not give the answers of its manifest on this machine: of {len(rows)} golden rows "
+            f"{flipped} have another label, and a probability is off by {shifts.max():.4f}, {allowed} is allowed; "
+            + (
+                "publish the bundle anew"
+                if has_vnni()
+                else "this CPU has no VNNI, export the checkpoint on one like it"
+            )
+        )
+
+
+def has_vnni() -> bool:
+    """Whether this CPU adds products of bytes without saturating; True where /proc does not tell."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        flags = next(line for line in text.splitlines() if line.startswith("flags")).split()
+    except (OSError, StopIteration):
+        return True
+    return not {"avx512_vnni", "avx_vnni", "amx_int8"}.isdisjoint(flags)
 
 
 def load_session(model: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
