@@ -57,7 +57,7 @@ class TritonPythonModel:
         self.vocabulary = manifest["vocab_size"]
         self.longest = manifest["max_length"]
         self.padding = manifest["pad_token_id"]
-        check_golden_rows(self.session, manifest)
+        check_golden_rows(self.wide, manifest)
 
     def execute(self, requests: list) -> list:
         """Answer each request, in order."""
