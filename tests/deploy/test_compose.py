@@ -170,7 +170,14 @@ def test_the_model_repository_is_written_by_those_who_release_and_by_nobody_else
         for volume in service.get("volumes", [])
         if volume["source"] == "models" and not volume.get("read_only")
     }
-    assert may_write == {"models", "train"}
+    assert may_write == {"models", "train", "trt-build"}  # the last adds plans to what train has exported for a GPU
+
+
+def test_plans_are_built_by_the_image_that_serves_them_on_a_gpu(services):
+    build, serve = services["trt-build"], services["triton-gpu"]
+    assert build["image"] == serve["image"]
+    assert build["deploy"]["resources"]["reservations"] == serve["deploy"]["resources"]["reservations"]
+    assert words(build) == ["/bin/bash", "/models/gpu/build.sh"]
 
 
 def test_no_secret_stands_in_a_command(compose, services):
