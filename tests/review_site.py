@@ -13,8 +13,9 @@ In a test::
         site.describe(path, start_urls=[…], …)        # its YAML, with changes
         site.asked                                    # what was asked: path, headers, moment
 
-Lists: ``/reviews`` (UTF-8), ``/old`` (CP949, which it does not say), ``/script`` (made by a script from ``/api``),
-``/endless`` (made-up reviews without end), ``/circle`` (the last page for ever).
+Lists: ``/reviews`` (UTF-8), ``/old`` (CP949, which it does not say), ``/lying`` (CP949, said to be UTF-8),
+``/script`` (made by a script from ``/api``), ``/endless`` (made-up reviews without end), ``/to?URL`` (elsewhere),
+``/circle`` (the last page for ever).
 """
 
 import argparse
@@ -177,6 +178,8 @@ class ReviewSite:
         html_type = {"Content-Type": "text/html; charset=utf-8"}
         if parts.path == "/robots.txt":
             return self.robots[0], {"Content-Type": "text/plain"}, self.robots[1].encode()
+        if parts.path == "/to":
+            return 302, {"Location": parts.query}, b""
         if parts.path == "/script":
             return 200, html_type, SCRIPT.encode()
         if parts.path == "/api":
@@ -186,12 +189,9 @@ class ReviewSite:
             if page in self.broken:
                 return 200, html_type, '<html><body><ul class="revie<li <p>이 페이지는 <b>깨졌'.encode()
             return 200, html_type, self.page(parts.path, page).encode()
-        if parts.path == "/old":
-            return (
-                200,
-                {"Content-Type": "text/html"},
-                self.page("/old", page, meta="").encode("cp949", "xmlcharrefreplace"),
-            )
+        if parts.path in ("/old", "/lying"):
+            said = html_type if parts.path == "/lying" else {"Content-Type": "text/html"}
+            return 200, said, self.page(parts.path, page, meta="").encode("cp949", "xmlcharrefreplace")
         if parts.path == "/endless":
             made_up = made_up_reviews(self.page_size, seed=1000 + page)
             return 200, html_type, self.shown(made_up, f"/endless?page={page + 1}").encode()

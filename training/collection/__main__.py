@@ -1,10 +1,11 @@
 """``python -m training.collection crawl --site NAME-or-FILE [--output DIR] [--since DAY] [--until DAY]``, or ``card``.
 
 ``crawl`` says what it does on stderr, and at last prints one line of JSON: site, new, duplicates, near_duplicates,
-edited, rejected, broken_pages, pages, alarm, folder. It ends with 0; with 2 when it was refused, where what was
-collected stays and the next run goes on; with 3 when a changed layout raised the alarm. ``--since`` and ``--until``
-choose by the day a review was written, the first included and the second not, as Airflow's intervals are; with
-``--since`` a crawl looks again at all of those days, and finds what was edited.
+edited, rejected, broken_pages, pages, alarm, folder. A crawl that goes on counts from where it first began. It ends
+with 0; with 2 when it was refused, where what was collected stays and the next run goes on; with 3 when a changed
+layout raised the alarm. ``--since`` and ``--until`` choose by the day a review was written, the first included and
+the second not, as Airflow's intervals are; with ``--since`` a crawl looks again at all of those days, and finds
+what was edited.
 """
 
 import argparse

@@ -49,12 +49,12 @@ def render(store: Store) -> str:
     reasons = Counter()
     for counts in rejected.values():
         reasons.update(counts)
-    days = Counter(row[1] for row in kept)
+    days, labels, ratings = (Counter(row[column] for row in kept) for column in (1, 2, 3))
     figures = [
         _bars("Reviews by the day they were written", _months(days) if len(days) > 60 else days, sort=True),
         _histogram("Length of the cleaned text, characters", [row[6] for row in kept]),
-        _bars("Rating, 1 to 10", {str(rating): sum(row[3] == rating for row in kept) for rating in range(1, 11)}),
-        _bars("Label", {label: sum(row[2] == label for row in kept) for label in STARS}),
+        _bars("Rating, 1 to 10", {str(rating): ratings[rating] for rating in range(1, 11)}),
+        _bars("Label", {label: labels[label] for label in STARS}),
         _bars("Language, of what is kept", Counter(row[4] for row in kept)),
         _histogram("Share of Hangul among the letters", [row[5] for row in kept], (0, 1)),
         _bars("Not kept, by reason", dict(reasons.most_common()), flat=True),

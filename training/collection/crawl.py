@@ -39,7 +39,7 @@ def crawl(site: Site, folder: Path, interval: Interval) -> Crawled:
         with store.lock(site.name):
             days = write_changed(store, site.name, site.dates.timezone)  # what a killed run left to do
             number, goes_on = store.begin(site, interval)
-            tally = Tally(site)
+            tally = Tally.of(site, store.counts(number))
             try:
                 if goes_on:
                     print(f"{site.name}: an unfinished crawl goes on, page by page that is missing", file=sys.stderr)
@@ -75,7 +75,7 @@ def _end(site: Site, store: Store, number: int, tally: Tally) -> str | None:
     if tally.alarm:
         store.end(number, "cut")
     elif not store.waiting(number):
-        store.end(number, "cut" if tally.gap or tally.limited else "whole")
+        store.end(number, "cut" if tally.gap else "whole")
     elif tally.refused is None:
         return (
             f"the crawl of {site.name} was stopped before its end (by Ctrl-C, or after limits.minutes, "
@@ -121,6 +121,7 @@ def scrapy_settings(site: Site) -> dict:
         "BACK_OFF_LONGEST": site.delays.longest_wait,
         "CLOSESPIDER_TIMEOUT": site.limits.minutes * 60,
         "DEFAULT_REQUEST_HEADERS": {"Accept": "text/html", "Accept-Language": "ko"},
+        "DUPEFILTER_CLASS": "scrapy.dupefilters.BaseDupeFilter",  # the store knows what was fetched
         "COOKIES_ENABLED": False,  # nobody is logged in
         "TELNETCONSOLE_ENABLED": False,
         "REMOTE_CONTROL_ENABLED": False,  # no port is opened

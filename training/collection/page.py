@@ -17,6 +17,7 @@ from training.collection.site import Site, Value
 KEPT_PAGES = 20
 """Broken pages of one site that are kept; older ones go."""
 
+TEXT = ".//text()[not(parent::script or parent::style)]"
 TAG = re.compile(r"(<[^<>]*>)")
 SHOWN = r"class\b|id\b|type\b|rel\b|itemprop\b"
 ATTRIBUTE = re.compile(rf"""((?<![\w-])(?!{SHOWN})[\w:-]+\s*=\s*)("[^"]*"|'[^']*'|[^\s"'>]+)""", re.IGNORECASE)
@@ -25,7 +26,7 @@ HANGUL, LETTER, DIGIT = re.compile("[가-힣]"), re.compile(r"[^\W\d_가]"), re.
 
 @dataclass(frozen=True)
 class RawReview:
-    """As the page says it: ``text`` may hold HTML, the others are stripped; None is what is not there."""
+    """As the page says it, stripped; None is what is not there, or empty."""
 
     review_id: str | None
     text: str | None
@@ -70,7 +71,7 @@ def _read(review: Selector, wanted: Value) -> str | None:
     found = review.css(wanted.css)
     if not found:
         return None
-    text = " ".join(found.getall()) if "::" in wanted.css else found[0].get()
+    text = " ".join((found if "::" in wanted.css else found.xpath(TEXT)).getall())
     if wanted.pattern:
         match = re.search(wanted.pattern, text)
         text = match[1] if match and match[1] is not None else ""

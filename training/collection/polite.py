@@ -20,7 +20,15 @@ FORBIDDEN = b"User-agent: *\nDisallow: /"
 
 
 class Robots(RobotsTxtMiddleware):
-    """A robots.txt that cannot be had forbids all, one that is not there nothing (RFC 9309, 2.3.1.3 and 2.3.1.4)."""
+    """A robots.txt that cannot be had forbids all, one that is not there nothing (RFC 9309, 2.3.1.3 and 2.3.1.4).
+
+    Redirects that lead away from the site are not followed; Scrapy's own filter drops them without a word.
+    """
+
+    async def process_request(self, request):
+        if urlsplit(request.url).hostname not in self.crawler.spider.site.hosts:
+            raise IgnoreRequest(f"it leads to {request.url}, which is not of this site")
+        await super().process_request(request)
 
     async def _parse_robots(self, response, netloc, request):
         if response.status >= 500 or response.status == 429:
@@ -30,8 +38,9 @@ class Robots(RobotsTxtMiddleware):
         await super()._parse_robots(response, netloc, request)
 
     def _robots_error(self, exc, netloc):
-        super()._robots_error(exc, netloc)
+        waiting = self._parsers[netloc]
         self._parsers[netloc] = self._parserimpl.from_crawler(self.crawler, FORBIDDEN)
+        waiting.callback(self._parsers[netloc])
 
 
 class Pace(AutoThrottle):

@@ -184,7 +184,7 @@ class Delays(Section):
 
 
 class Limits(Section):
-    pages: int = Field(1000, ge=1, description="per crawl; it ends endless pages")
+    pages: int = Field(1000, ge=1, description="of one list; what lies deeper is left there, so endless pages end")
     minutes: float = Field(120, gt=0, description="per run")
     concurrent: int = Field(1, ge=1, le=8, description="requests at one time")
     tries: int = Field(5, ge=1, description="per page")
@@ -238,8 +238,11 @@ class Site(Section):
 
     @cached_property
     def digest(self) -> str:
-        """12 hex digits that tell one description of the site from another."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+        """12 hex digits that tell two descriptions apart by which something else would be collected."""
+        what = self.model_dump_json(
+            exclude={"contact": True, "delays": True, "limits": {*Limits.model_fields} - {"pages"}}
+        )
+        return hashlib.sha256(what.encode()).hexdigest()[:12]
 
     @property
     def hosts(self) -> list[str]:

@@ -6,6 +6,7 @@ remember.
 
 import sys
 from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
 
 import scrapy
 from scrapy.downloadermiddlewares.retry import get_retry_request
@@ -38,30 +39,30 @@ class ReviewSpider(scrapy.Spider):
     name = "reviews"
 
     def __init__(self, site: Site, store: Store, crawl: int, interval: Interval, tally: Tally):
-        super().__init__(allowed_domains=site.hosts)
+        super().__init__()
         self.site, self.store, self.crawl, self.interval, self.tally = site, store, crawl, interval, tally
         self._clean, self._salt = cleaning_normalizer("keep"), store.salt()
         self._may_stop = store.may_stop(site, interval)
-        self._done = store.pages_done(crawl)
 
     async def start(self) -> AsyncIterator[scrapy.Request]:
         for page in self.store.waiting(self.crawl):
             yield self.ask(page)
 
     def ask(self, page: Waiting) -> scrapy.Request:
-        """Pages that come first are asked for first; every status comes to `parse`, once it is not tried again."""
+        """Pages that come first are asked for first; errors come to `parse` too, once they are not tried again."""
         return scrapy.Request(
             page.url,
             callback=self.parse,
             errback=self.failed,
-            dont_filter=True,  # the store knows what was fetched
             priority=-page.number,
-            meta={"handle_httpstatus_all": True, "download_timeout": self.site.limits.timeout},
+            meta={"handle_httpstatus_list": range(400, 600), "download_timeout": self.site.limits.timeout},
             cb_kwargs={"page": page},
         )
 
     def parse(self, response: Response, page: Waiting):
         self._stop_if_over()
+        if urlsplit(response.url).hostname not in self.site.hosts:  # Chromium follows redirects by itself
+            return self.refuse(f"{page.url} leads to {response.url}, which is not of this site; mend start_urls")
         if response.status in (401, 403, 451):
             return self.refuse(f"{response.url} is refused (HTTP {response.status}); the site does not want to be read")
         if response.status == 429 or response.status >= 500:
@@ -82,6 +83,8 @@ class ReviewSpider(scrapy.Spider):
 
     def _read(self, response: Response, page: Waiting) -> Page:
         # Something else than HTML, a download or JSON, is a page without its list.
+        if self.site.encoding and isinstance(response, TextResponse):
+            response = response.replace(encoding=self.site.encoding)
         if isinstance(response, TextResponse) and response.body and response.selector.type == "html":
             return read_page(response.selector, response.url, page.number, self.site, page.start_url)
         return Page((), whole=False, says_empty=False, next_url=None)
@@ -94,7 +97,8 @@ class ReviewSpider(scrapy.Spider):
         if broken:
             name = f"{now:%Y%m%dT%H%M%S}-page{page.number}"
             folder = self.store.folder / "_broken" / self.site.name
-            kept = keep_broken(response.body, getattr(response, "encoding", "utf-8"), name, folder)
+            encoding = self.site.encoding or getattr(response, "encoding", "utf-8")
+            kept = keep_broken(response.body, encoding, name, folder)
             self.say(f"page {page.number} is broken: {response.url}, kept as {kept}")
             self.tally.gap = True
         self._stop_if_over()
@@ -102,10 +106,10 @@ class ReviewSpider(scrapy.Spider):
             taken = writer.take(verdicts, self.site, self.interval, may_stop=self._may_stop)
             following = self._following(page, found, taken, broken)
             follow = following is not None and writer.follow(following)
-        self.tally.add(taken)
-        self._done += 1
+            self.tally.add(taken)
+            writer.count(self.tally.counts())
         self.say(f"page {page.number}: {len(verdicts)} reviews, {taken.new} new")
-        if self._done % PAGES_PER_WRITE == 0:
+        if self.tally.pages % PAGES_PER_WRITE == 0:
             write_changed(self.store, self.site.name, self.site.dates.timezone)
         return self.ask(following) if follow else None
 
@@ -127,8 +131,10 @@ class ReviewSpider(scrapy.Spider):
                 f"page {page.number}: for {REPEATED_IN_A_ROW} pages nothing that was not met before; this list ends"
             )
             return None
-        if self._done + 1 >= self.site.limits.pages:
-            self.tally.limited = True
+        if page.number - self.site.paging.first + 1 >= self.site.limits.pages:
+            self.say(
+                f"page {page.number}: limits.pages ({self.site.limits.pages}) is reached; what lies deeper is left"
+            )
             return None
         return Waiting(found.next_url, page.start_url, page.number + 1, **counts)
 
@@ -137,12 +143,16 @@ class ReviewSpider(scrapy.Spider):
         page = failure.request.cb_kwargs["page"]
         self._stop_if_over()
         if failure.check(IgnoreRequest):
+            why = failure.getErrorMessage()
+            if "robots.txt" in why:
+                why = "robots.txt forbids it, or cannot be had; it is obeyed"
             if page.number == self.site.paging.first:
-                return self.refuse(f"robots.txt of {page.url} forbids it, or cannot be had; it is obeyed")
-            self.say(f"page {page.number} is left out: {failure.getErrorMessage()}")
+                return self.refuse(f"{page.url} is not read: {why}")
+            self.say(f"page {page.number} is left out: {why}")
             self.tally.gap = True
-            with self.store.page(self.crawl, page):
-                return None
+            with self.store.page(self.crawl, page) as writer:
+                writer.count(self.tally.counts())
+            return None
         return self.refuse(
             f"{page.url} could not be fetched in {self.site.limits.tries} tries ({failure.type.__name__}: "
             f"{' '.join(failure.getErrorMessage().split())[:200]}); what was collected stays, and the next run "

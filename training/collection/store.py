@@ -29,7 +29,8 @@ from training.errors import CollectionError
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS crawls (
     id INTEGER PRIMARY KEY, site TEXT NOT NULL, since TEXT NOT NULL, until TEXT NOT NULL, described TEXT NOT NULL,
-    began TEXT NOT NULL, ended TEXT, state TEXT NOT NULL  -- running, whole, cut
+    began TEXT NOT NULL, ended TEXT, state TEXT NOT NULL,  -- running, whole, cut
+    counts TEXT NOT NULL DEFAULT '{}'
 );
 CREATE TABLE IF NOT EXISTS pages (
     crawl INTEGER NOT NULL, url TEXT NOT NULL, start_url TEXT NOT NULL, number INTEGER NOT NULL, parent TEXT,
@@ -113,8 +114,10 @@ class Store:
             self.state.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.state / "collection.sqlite3", timeout=60, isolation_level=None)
             self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.executescript(SCHEMA)
+            with (self.state / "lock").open("a") as file:  # SQLite does not wait while another turns WAL on
+                fcntl.flock(file, fcntl.LOCK_EX)
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.executescript(SCHEMA)
         except (OSError, sqlite3.Error) as exc:
             raise CollectionError(f"{folder} cannot hold a collection: {exc}; name another folder") from exc
 
@@ -201,6 +204,10 @@ class Store:
             )
         )
 
+    def counts(self, crawl: int) -> dict:
+        """What the runs of a crawl have counted so far."""
+        return json.loads(self._db.execute("SELECT counts FROM crawls WHERE id = ?", (crawl,)).fetchone()[0])
+
     def end(self, crawl: int, state: str) -> None:
         """``whole`` or ``cut``; its pages are forgotten."""
         with self._transaction():
@@ -216,9 +223,6 @@ class Store:
             (crawl,),
         )
         return [Waiting(*row) for row in rows]
-
-    def pages_done(self, crawl: int) -> int:
-        return self._db.execute("SELECT count(*) FROM pages WHERE crawl = ? AND done", (crawl,)).fetchone()[0]
 
     def _add(self, crawl: int, page: Waiting, parent: str | None) -> bool:
         added = self._db.execute(
@@ -287,6 +291,10 @@ class PageWriter:
     def follow(self, page: Waiting) -> bool:
         """Whether the page is a new one for this crawl."""
         return self._store._add(self._crawl, page, self._page.url)
+
+    def count(self, counts: dict) -> None:
+        """Keep what the crawl has counted, this page included."""
+        self._db.execute("UPDATE crawls SET counts = ? WHERE id = ?", (json.dumps(counts), self._crawl))
 
     def take(self, verdicts: list[Verdict], site: Site, interval: Interval, *, may_stop: bool) -> Taken:
         taken = Taken()

@@ -1,4 +1,4 @@
-"""What a run counted, and the watch over the layout: a site that was rebuilt must not look like a site without news."""
+"""What a crawl counted, and the watch over the layout: a rebuilt site must not look like a site without news."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -18,10 +18,15 @@ BROKEN_IN_A_ROW = 3
 MOST_BROKEN = 0.2
 """Share of the pages, once there are BROKEN_IN_A_ROW broken ones."""
 
+COUNTED = ("pages", "broken_pages", "new", "duplicates", "near_duplicates", "edited", "rejected", "gap")
+
 
 @dataclass
 class Tally:
-    """Of one run. ``alarm``: the sentence on what looks like another layout; ``refused``: why it cannot go on."""
+    """Of one crawl, over all the runs that it took; ``gap``: something that it should have read is missing.
+
+    ``alarm`` is the sentence on what looks like another layout, ``refused`` that on why this run cannot go on.
+    """
 
     site: Site
     pages: int = 0
@@ -30,21 +35,26 @@ class Tally:
     duplicates: int = 0
     near_duplicates: int = 0
     edited: int = 0
-    outside: int = 0
     rejected: Counter = field(default_factory=Counter)
     gap: bool = False
-    limited: bool = False
     alarm: str | None = None
     refused: str | None = None
     _found: int = 0
     _missing: Counter = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, site: Site, counts: dict) -> "Tally":
+        """Going on from what `counts` said."""
+        return cls(site, **{**counts, "rejected": Counter(counts.get("rejected", {}))})
+
+    def counts(self) -> dict:
+        return {name: getattr(self, name) for name in COUNTED}
 
     def add(self, taken: Taken) -> None:
         self.new += taken.new
         self.duplicates += taken.duplicates
         self.near_duplicates += taken.near_duplicates
         self.edited += taken.edited
-        self.outside += taken.outside
         self.rejected.update(taken.rejected)
 
     def watch(self, page: Page, verdicts: list[Verdict], url: str, *, first: bool, status: int) -> bool:
