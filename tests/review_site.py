@@ -9,7 +9,7 @@ In a test::
 
     with ReviewSite(made_up_reviews(1000)) as site:
         site.reviews.insert(0, …)                     # newest first, as a site shows them
-        site.faults["/reviews?page=3"] = ["503", "429", "hang", "cut"]   # for the next four requests
+        site.faults["/reviews?page=3"] = ["503", "hang", "cut", "slow"]  # for the next four requests
         site.describe(path, start_urls=[…], …)        # its YAML, with changes
         site.asked                                    # what was asked: path, headers, moment
 
@@ -240,8 +240,10 @@ def _handler(site: ReviewSite):
                 site.over.wait(60)
                 self.close_connection = True
                 return
+            if fault == "slow":
+                site.over.wait(3)
             status, headers, body = site.answer(self.path)
-            if fault and fault != "cut":
+            if fault and fault.isdecimal():
                 status, body = int(fault), f"<h1>{fault}</h1>".encode()
                 if site.retry_after is not None:
                     headers = {**headers, "Retry-After": site.retry_after}

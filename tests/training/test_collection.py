@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.review_site import ITEM, LAYOUT, ReviewSite, made_up_reviews, made_up_text
@@ -159,6 +160,27 @@ def test_the_pause_of_the_site_s_own_robots_txt_is_kept(tmp_path):
         moments = [asked.moment for asked in site.asked if asked.path != "/robots.txt"]
     assert run.said["new"] == 60
     assert moments[-1] - moments[0] >= 1.5  # two pauses; a busy machine may hear of the first page late
+
+
+def test_a_site_that_was_slow_is_asked_more_slowly_for_a_while(tmp_path):
+    with ReviewSite(made_up_reviews(60)) as site:
+        site.faults["/reviews"] = ["slow"]
+        run = crawl(site.describe(tmp_path / "local.yaml"), tmp_path / "out")
+        moments = {asked.path: asked.moment for asked in site.asked}
+    assert run.said["new"] == 60
+    # AutoThrottle went to the 3 s that page 1 took, and half of the way back when page 2 came at once.
+    assert moments["/reviews?page=3"] - moments["/reviews?page=2"] >= 0.75
+
+
+def test_two_sites_are_collected_into_one_folder_at_one_time(tmp_path):
+    reviews = made_up_reviews(200, seed=21)
+    with ReviewSite(reviews[:100]) as first, ReviewSite(reviews[100:]) as second:
+        yamls = [site.describe(tmp_path / f"{name}.yaml", name=name) for name, site in (("a", first), ("b", second))]
+        processes = [start_crawl(yaml, tmp_path / "out") for yaml in yamls]
+        said = [(process.communicate(timeout=300), process.returncode) for process in processes]
+    assert [code for _, code in said] == [0, 0], said
+    assert ids(tmp_path / "out") == sorted(review.review_id for review in reviews)
+    assert {row["site"] for row in collected(tmp_path / "out")} == {"a", "b"}
 
 
 def test_a_redirect_is_followed_on_the_site_and_not_away_from_it(tmp_path):
@@ -345,18 +367,20 @@ def test_pages_that_scripts_make_are_read_in_chromium_while_the_machine_is_busy(
     assert agents == {"NunchiCollector/0.1 (+tests@example.org)"}  # of the scripts' own requests too
 
 
-def test_one_crawl_of_a_site_runs_at_a_time(tmp_path):
+def test_one_crawl_of_a_site_runs_at_a_time_and_opens_no_port(tmp_path):
     with ReviewSite(made_up_reviews(2000), each_page=0.05) as site:
         yaml = site.describe(tmp_path / "local.yaml")
         process = start_crawl(yaml, tmp_path / "out")
         try:
             wait_for(lambda: site.pages_asked, "the first crawl never began")
             second = crawl(yaml, tmp_path / "out")
+            ports = psutil.Process(process.pid).net_connections("tcp")
         finally:
             process.kill()
             process.communicate()
     assert (second.code, second.said) == (2, {})
     assert "error: another crawl of local" in second.stderr
+    assert not [port for port in ports if port.status == psutil.CONN_LISTEN]
 
 
 def test_a_crawl_that_is_told_to_end_does_so_in_order_and_the_next_one_goes_on(tmp_path):
