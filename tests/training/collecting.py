@@ -28,7 +28,7 @@ def start_crawl(yaml: Path, output: Path, *more: str) -> subprocess.Popen:
 
 def crawl(yaml: Path, output: Path, *more: str) -> Run:
     with start_crawl(yaml, output, *more) as process:
-        out, errors = process.communicate(timeout=300)
+        out, errors = process.communicate(timeout=500)
     return Run(process.returncode, json.loads(out.splitlines()[-1]) if out.strip() else {}, errors)
 
 

@@ -78,8 +78,8 @@ def _end(site: Site, store: Store, number: int, tally: Tally) -> str | None:
         store.end(number, "cut" if tally.gap else "whole")
     elif tally.refused is None:
         return (
-            f"the crawl of {site.name} was stopped before its end (by Ctrl-C, or after limits.minutes, "
-            f"{site.limits.minutes:g}); what was collected stays, and the next run goes on there"
+            f"the crawl of {site.name} was stopped before its end (by a signal, after limits.minutes, "
+            f"{site.limits.minutes:g}, or by an error above); what was collected stays, and the next run goes on there"
         )
     return tally.refused
 
