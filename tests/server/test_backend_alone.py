@@ -208,6 +208,22 @@ def test_a_text_alone_runs_on_all_threads_and_many_run_on_one_each(backend, repo
     assert sorted(model.narrow.shapes) == [(1, 3), (1, 4)]
 
 
+def test_what_starts_no_threads_is_loaded_standing_back(backend, repository, monkeypatch):
+    """A thread of a session that answers would stand back for ever."""
+    load_session, niceness = backend.load_session, {}
+
+    def noted(model, options):
+        niceness[options.intra_op_num_threads] = os.getpriority(os.PRIO_PROCESS, 0)
+        return load_session(model, options)
+
+    monkeypatch.setattr(backend, "load_session", noted)
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    write_config(repository, parameters={"intra_op_thread_count": "2"})
+    load(backend, repository)
+    assert niceness == {2: own, 1: max(own, backend.NICENESS)} and backend.NICENESS > 0
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own
+
+
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=64), threads=st.integers(1, 16))
 def test_every_row_is_in_one_run_the_longest_first_and_no_thread_is_left_without_work(backend, lengths, threads):
