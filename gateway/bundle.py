@@ -159,13 +159,18 @@ class Bundle:
         """Nothing but the special tokens is left: the text was empty, or cleaning left nothing of it."""
         return len(tokens.ids) <= self.special_tokens
 
-    def padded(self, rows: list[list[int]]) -> tuple[bytes, bytes]:
-        """Input ids and attention mask, INT64 [rows, max_length], as the bytes Triton takes.
+    def width(self, rows: list[list[int]]) -> int:
+        """How long the rows of one request to Triton are made.
 
-        Every request has this one length, so that Triton's batcher can merge any two of them.
+        max_length, so that Triton's batcher can merge any two requests; a full batch is merged with none, and is only
+        as long as its longest row.
         """
-        ids = b"".join(array("q", row).tobytes() + self.pad_tails[len(row)] for row in rows)
-        return ids, b"".join(self.mask_rows[len(row)] for row in rows)
+        return max(map(len, rows)) if len(rows) == self.max_batch_size else self.max_length
+
+    def padded(self, rows: list[list[int]], width: int) -> tuple[bytes, bytes]:
+        """Input ids and attention mask, INT64 [rows, width], as the bytes Triton takes."""
+        ids = b"".join(array("q", row).tobytes() + self.pad_tails[len(row)][: 8 * (width - len(row))] for row in rows)
+        return ids, b"".join(self.mask_rows[len(row)][: 8 * width] for row in rows)
 
 
 Document = TypeVar("Document", bound=_Contract)

@@ -17,6 +17,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from gateway.bundle import INPUTS, Bundle
 from gateway.errors import DeadlineExceeded, ModelUnavailable, RequestError, VersionNotReady
 
+Shape = tuple[int, int]  # rows, and tokens of each
+
 CHANNEL_OPTIONS = [
     # Triton restarts in seconds, so look for it that often; gRPC's own back-off grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -49,7 +51,7 @@ class Triton:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._templates: WeakKeyDictionary[Bundle, dict[int, service_pb2.ModelInferRequest]] = WeakKeyDictionary()
+        self._templates: WeakKeyDictionary[Bundle, dict[Shape, service_pb2.ModelInferRequest]] = WeakKeyDictionary()
 
     async def __aenter__(self) -> Self:
         self._channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
@@ -93,27 +95,28 @@ class Triton:
         if seconds <= 0:
             raise DeadlineExceeded("The time for this request was over before the model could be asked; try again")
         request = service_pb2.ModelInferRequest()
-        request.CopyFrom(self._template(bundle, len(rows)))
+        width = bundle.width(rows)
+        request.CopyFrom(self._template(bundle, len(rows), width))
         request.id = request_id
-        request.raw_input_contents.extend(bundle.padded(rows))
+        request.raw_input_contents.extend(bundle.padded(rows, width))
         try:
             answer = await self._stub.ModelInfer(request, timeout=seconds, metadata=metadata)
         except grpc.RpcError as error:
             raise translated(error) from error
         return checked_logits(answer, bundle, len(rows))
 
-    def _template(self, bundle: Bundle, rows: int) -> service_pb2.ModelInferRequest:
-        """Everything of a request but its id and bytes, made once for each number of rows; it goes with its bundle."""
+    def _template(self, bundle: Bundle, rows: int, width: int) -> service_pb2.ModelInferRequest:
+        """Everything of a request but its id and bytes, made once for each shape; it goes with its bundle."""
         templates = self._templates.get(bundle)
         if templates is None:
             templates = self._templates[bundle] = {}
-        template = templates.get(rows)
+        template = templates.get((rows, width))
         if template is None:
             template = service_pb2.ModelInferRequest(model_name=bundle.model, model_version=bundle.version)
             for name in INPUTS:
-                template.inputs.add(name=name, datatype="INT64", shape=[rows, bundle.max_length])
+                template.inputs.add(name=name, datatype="INT64", shape=[rows, width])
             template.outputs.add(name=bundle.manifest.output)
-            templates[rows] = template
+            templates[rows, width] = template
         return template
 
 

@@ -138,14 +138,22 @@ def test_the_version_that_serving_names_is_the_one_read(repository):
     assert read_bundle(repository).version == "2"
 
 
-def test_every_row_is_padded_to_the_same_length_with_a_mask(repository):
+@pytest.mark.parametrize("width", [32, 9])
+def test_every_row_is_padded_to_the_same_length_with_a_mask(repository, width):
+    bundle = read_bundle(repository)
+    rows = [[2, 5, 3], [2, 3], list(range(width))]
+    ids, mask = (np.frombuffer(each, "<i8").reshape(3, width) for each in bundle.padded(rows, width))
+    for row, padded, marks in zip(rows, ids, mask, strict=True):
+        assert padded.tolist() == row + [0] * (width - len(row))
+        assert marks.tolist() == [1] * len(row) + [0] * (width - len(row))
+
+
+def test_only_a_full_batch_is_no_longer_than_its_longest_row(repository):
     bundle = read_bundle(repository)
     assert bundle.max_length == 32
-    rows = [[2, 5, 3], [2, 3], list(range(32))]
-    ids, mask = (np.frombuffer(each, "<i8").reshape(3, 32) for each in bundle.padded(rows))
-    for row, padded, marks in zip(rows, ids, mask, strict=True):
-        assert padded.tolist() == row + [0] * (32 - len(row))
-        assert marks.tolist() == [1] * len(row) + [0] * (32 - len(row))
+    rows = [[2, 3], [2, 5, 6, 3]] * bundle.max_batch_size
+    assert bundle.width(rows[: bundle.max_batch_size]) == 4
+    assert bundle.width(rows[: bundle.max_batch_size - 1]) == 32
 
 
 def test_truncation_and_emptiness_are_told_from_the_tokens(repository):

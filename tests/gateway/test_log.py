@@ -145,6 +145,6 @@ def test_the_id_of_a_request_that_triton_refuses_is_in_its_log(shared_app, share
     assert SECRET not in log
 
 
-def out_of_vocabulary(bundle, rows: list[list[int]]) -> tuple[bytes, bytes]:
-    wrong = [99_999] * bundle.max_length * len(rows)
+def out_of_vocabulary(bundle, rows: list[list[int]], width: int) -> tuple[bytes, bytes]:
+    wrong = [99_999] * width * len(rows)
     return b"".join(each.to_bytes(8, "little") for each in wrong), (1).to_bytes(8, "little") * len(wrong)
