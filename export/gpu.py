@@ -12,8 +12,8 @@ see padded.py) under the same name and version: Triton and the gateway are point
 NUNCHI_MODEL_REPOSITORY, in containers by the folder mounted as /models/model_repository. The parity gate is the usual
 one, rehearsed on the CPU. Nothing here was ever run on a GPU.
 
-The gateway pads every text to max_length, so TensorRT answers it with the profile of the longest bucket; the shorter
-ones are for clients of Triton that pad to less.
+The gateway pads to max_length, a full batch to its longest row: TensorRT answers the one with the profile of the
+longest bucket, the other with that of a bucket it fits into.
 """
 
 import argparse
