@@ -140,13 +140,16 @@ def counted(model):
     return model, model.wide.shapes
 
 
-def request(*ids: int, cancelled: bool = False) -> Request:
-    return Request({"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}, cancelled)
+def request(*ids: int, rows: int = 1, cancelled: bool = False) -> Request:
+    return Request(
+        {"input_ids": np.array([ids] * rows), "attention_mask": np.ones((rows, len(ids)), np.int64)}, cancelled
+    )
 
 
-def test_a_cancelled_request_is_not_computed_and_its_neighbours_are(backend, repository):
+def test_a_large_cancelled_request_is_not_computed_and_its_neighbours_are(backend, repository):
     model, shapes = counted(load(backend, repository))
-    answers = model.execute([request(2, 4, 3), request(2, 5, 6, 7, 3, cancelled=True), request(2, 6, 3)])
+    large = request(2, 5, 6, 7, 3, rows=backend.ASKED_ROWS, cancelled=True)
+    answers = model.execute([request(2, 4, 3), large, request(2, 6, 3)])
     assert answers[1].error().code == "CANCELLED"
     assert [answer.error() for answer in (answers[0], answers[2])] == [None, None]
     assert sum(rows for rows, _ in shapes) == 2 and {width for _, width in shapes} == {3}
@@ -156,15 +159,22 @@ def test_a_refused_request_has_one_line_with_its_id_and_its_neighbours_have_none
     model = load(backend, repository)
     words, too_many = request(2, 99_999, 3), request(*[2] * 33)
     words.identity, too_many.identity = "a\nb", "long-1"
-    model.execute([request(2, 4, 3), words, request(2, 3, cancelled=True), too_many])
+    model.execute([request(2, 4, 3), words, request(2, 3, rows=8, cancelled=True), too_many])
     lines = sorted(capsys.readouterr().out.splitlines())
     assert [line.partition(": ")[0] for line in lines] == ["request 'a\\nb'", "request 'long-1'"]
     assert "the vocabulary ends at" in lines[0] and "the model reads 32" in lines[1]
 
 
+def test_nobody_asks_whether_a_small_request_was_cancelled(backend, repository):
+    small = request(2, 4, 3)
+    small.is_cancelled = lambda: pytest.fail("this question costs more than the answer")
+    assert load(backend, repository).execute([small])[0].error() is None
+
+
 def test_a_list_of_cancelled_requests_runs_nothing(backend, repository):
     model, shapes = counted(load(backend, repository))
-    assert [answer.error().code for answer in model.execute([request(2, 3, cancelled=True)] * 2)] == ["CANCELLED"] * 2
+    cancelled = request(2, 3, rows=backend.ASKED_ROWS, cancelled=True)
+    assert [answer.error().code for answer in model.execute([cancelled] * 2)] == ["CANCELLED"] * 2
     assert shapes == []
 
 

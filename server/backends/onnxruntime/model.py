@@ -54,6 +54,9 @@ import triton_python_backend_utils as pb_utils  # noqa: E402
 IDS, MASK, LOGITS = "input_ids", "attention_mask", "logits"
 TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(float)": "TYPE_FP32"}
 RUN_TOKENS = 256  # of one run at most, about: what a core's caches hold of the widest layer (128 and 512 are slower)
+# A request of fewer rows is computed without asking Triton whether it was cancelled meanwhile: the question goes to
+# another process and back for one request after the other, 0.3 ms each when both cores have work.
+ASKED_ROWS = 8
 # The name a DLPack capsule has once its tensor has an owner.  Python keeps this pointer, so it must outlive them all.
 CONSUMED = ctypes.c_char_p(b"used_dltensor")
 
@@ -94,14 +97,13 @@ class TritonPythonModel:
         answers = [None] * len(requests)
         merged, refused = [], []
         for index, request in enumerate(requests):
-            if request.is_cancelled():
-                answers[index] = failure("the caller cancelled the request", pb_utils.TritonError.CANCELLED)
-                continue
             ids, mask = (read_tensor(request, name) for name in (IDS, MASK))
             complaint = self.wrong_shape(ids, mask)
             if complaint:
                 answers[index] = failure(complaint, pb_utils.TritonError.INVALID_ARG)
                 refused.append(index)
+            elif len(ids) >= ASKED_ROWS and request.is_cancelled():
+                answers[index] = failure("the caller cancelled the request", pb_utils.TritonError.CANCELLED)
             else:
                 merged.append((index, ids, mask))
         for index, answer in self.answer(merged):
