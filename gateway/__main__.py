@@ -2,7 +2,8 @@
 
 Ctrl-C or SIGTERM stops it and everything it started, after the requests in flight are answered.  A condition the user
 has to fix is one line, `error: …`, and exit status 2; when Ray itself ended, the exit status is 1.  The process you
-start is the guardian (guardian.py); it runs `python -m gateway serve FOLDER`.
+start is the guardian (guardian.py); it runs `python -m gateway serve FOLDER`.  With RAY_ADDRESS there is none: the
+gateway runs on that cluster (cluster.py).
 """
 
 import argparse
@@ -37,6 +38,10 @@ def guard(arguments: argparse.Namespace) -> int:
     from gateway.port import open_port
 
     settings = read_settings()
+    if settings.ray_address is not None:
+        from gateway.cluster import run
+
+        return run(settings)
     if arguments.socket is None:
         listener = open_port(settings.host, settings.gateway_port)
     else:

@@ -25,45 +25,61 @@ if TYPE_CHECKING:
 
 QUEUE_SECONDS = 0.05  # in which the event loop accepts what is queued
 IDLE_SECONDS = 2.0  # for a kept connection to bring one more request, whose answer then ends it in good order
+BACKLOG = 2048  # as uvicorn asks for
 LOOK_SECONDS = 0.02  # between two looks at something that comes soon
 
 
-def borrow_the_port(folder: Path, host: str, doorman: Doorman) -> None:
-    """Let Ray Serve's replica, in this process, listen on the port of the guardian whose folder this is.
-
-    Where there is no such guardian, because the replica of a joined cluster runs on another machine, it listens on
-    `host` by itself, and may do so beside an earlier one that is still ending.
-    """
+def borrow_the_port(folder: Path, doorman: Doorman) -> None:
+    """Let Ray Serve's replica, in this process, listen on the port of the guardian whose folder this is."""
     # Imported here because Ray reads its environment while it is imported.
-    from ray.serve._private import http_util, replica
-
-    start = replica.start_asgi_http_server
+    from ray.serve._private import replica
 
     async def start_borrowing(
         app: ASGIApp, options: "HTTPOptions", *, event_loop: asyncio.AbstractEventLoop, enable_so_reuseport: bool
     ) -> tuple[asyncio.Task, uvicorn.Server]:
         guardian = socket.socket(socket.AF_UNIX)
-        try:
-            guardian.connect(str(folder / NAME))
-        except OSError:
-            guardian.close()
-            options = options.model_copy(update={"host": host})
-            return await start(app, options, event_loop=event_loop, enable_so_reuseport=True)
-        wrapped = http_util._apply_middlewares(app, options.middlewares)
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # else uvicorn wraps every message, for its log
-        config = uvicorn.Config(
-            wrapped,
-            http=functools.partial(Connection, doorman),
-            timeout_keep_alive=options.keep_alive_timeout_s,
-            ws="none",
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-        )
+        guardian.connect(str(folder / NAME))
+        config = configuration(app, options, doorman)
         server = Server(config)
-        return event_loop.create_task(server.serve_for(guardian, wrapped, app.__self__)), server
+        return event_loop.create_task(server.serve_for(guardian, config.app, app.__self__)), server
 
     replica.start_asgi_http_server = start_borrowing
+
+
+def stand_behind_the_proxy(doorman: Doorman) -> None:
+    """Let Ray Serve's replica, in this process, listen on the port that Serve chooses and tells its HAProxy.
+
+    Ray would share that port with whoever has it; here it is taken for oneself, or Serve is asked for another.
+    """
+    from ray.serve._private import replica
+
+    async def start_alone(
+        app: ASGIApp, options: "HTTPOptions", *, event_loop: asyncio.AbstractEventLoop, enable_so_reuseport: bool
+    ) -> tuple[asyncio.Task, uvicorn.Server]:
+        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        try:
+            listener = socket.create_server((options.host, options.port), family=family, backlog=BACKLOG)
+        except OSError as error:
+            raise RuntimeError(f"{options.host}:{options.port} is taken") from error  # as Ray's own says it
+        server = uvicorn.Server(configuration(app, options, doorman))
+        return event_loop.create_task(server.serve(sockets=[listener])), server
+
+    replica.start_asgi_http_server = start_alone
+
+
+def configuration(app: ASGIApp, options: "HTTPOptions", doorman: Doorman) -> uvicorn.Config:
+    from ray.serve._private import http_util
+
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # else uvicorn wraps every message, for its log
+    return uvicorn.Config(
+        http_util._apply_middlewares(app, options.middlewares),
+        http=functools.partial(Connection, doorman),
+        timeout_keep_alive=options.keep_alive_timeout_s,
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+    )
 
 
 async def borrow(guardian: socket.socket, app: ASGIApp) -> socket.socket:

@@ -1,10 +1,8 @@
 """The gateway as one Ray Serve application: refuse what is broken, start Ray, serve, stop all of it again.
 
 Thin on purpose.  Clients talk straight to the replica's own port ("direct ingress"): Ray Serve's Python proxy, its
-access log and the log stream to this process would each cost more than the model.  Without RAY_ADDRESS a private Ray is
-started on loopback, which ends with this process and leaves any other Ray on the machine alone.  With RAY_ADDRESS a
-running cluster is joined; it has to be started with the variables of `ray_environment`, and only this application is
-removed from it in the end.
+access log and the log stream to this process would each cost more than the model.  A private Ray is started on
+loopback, which ends with this process and leaves any other Ray on the machine alone; cluster.py joins a running one.
 
 What runs where: this process starts Ray and waits.  The replica is a Ray worker: `replica_app` builds the FastAPI
 application there.  It borrows the port from the guardian (port.py) and writes its log into a named pipe that this
@@ -44,6 +42,7 @@ SHUTDOWN_SECONDS = 1.0  # beyond the deadline of requests: for Serve to take the
 WATCH_SECONDS = 0.2
 GC_ALLOCATIONS = 20_000  # more objects than at the last look for cycles; Python looks every 700
 LOOPBACK = "127.0.0.1"
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
 CONSOLE = "console"  # the named pipe in the folder
 RAY_ENDED = 1  # exit status: nothing the user must mend, the gateway should be started again
 
@@ -75,47 +74,57 @@ def serve(settings: Settings, folder: Path) -> None:
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    joined = settings.ray_address is not None
     try:
-        if joined:
-            ray.init(address=settings.ray_address, log_to_driver=False, logging_level=logging.WARNING)
-        else:
-            leave_out_what_nobody_asks()
-            ray.init(
-                address="local",
-                num_cpus=0,  # so that no idle workers are started; nothing here asks for a CPU
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=str(folder),
-            )
-        stop_on_signals()  # again, because Ray has put in its own
-        quiet = {"log_level": "WARNING", "enable_access_log": False}
-        # Port 0: Serve insists on its proxy too, so let it sit on any free loopback port.
-        serve.start(http_options={"host": LOOPBACK, "port": 0}, logging_config=quiet)
-        build: Callable[[], ASGIApp] = lambda: replica_app(settings, folder)  # noqa: E731 - Serve wants a function
-        deployment = serve.deployment(serve.ingress(build)()).options(
-            name="gateway",
-            num_replicas=1,
-            max_ongoing_requests=1_000_000,  # admission is ours (admission.py); Serve's would answer without a code
-            ray_actor_options={"num_cpus": 0},
-            health_check_period_s=1,
-            health_check_timeout_s=10,
-            graceful_shutdown_timeout_s=settings.deadline_seconds,
-            graceful_shutdown_wait_loop_s=0.1,
-            logging_config=quiet,
+        leave_out_what_nobody_asks()
+        ray.init(
+            address="local",
+            num_cpus=0,  # so that no idle workers are started; nothing here asks for a CPU
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(folder),
         )
-        try:
-            serve.run(deployment.bind(), name=APPLICATION, route_prefix="/")
-        except RuntimeError as error:
-            deployments = serve.status().applications[APPLICATION].deployments.values()
-            reason = _reason([each.message for each in deployments])
-            raise CannotStart(f"Ray Serve could not start the gateway: {reason}") from error
+        stop_on_signals()  # again, because Ray has put in its own
+        # Port 0: Serve insists on its proxy too, so let it sit on any free loopback port.
+        serve.start(http_options={"host": LOOPBACK, "port": 0}, logging_config=QUIET)
+        deploy(deployment(settings, lambda: replica_app(settings, folder), num_cpus=0, num_replicas=1))
         log.info("listening on http://%s:%d (docs at /docs)", settings.host, settings.gateway_port)
-        wait(joined)
+        wait()
     finally:
         stop(settings.deadline_seconds)
+
+
+def deployment(
+    settings: Settings, build: Callable[[], ASGIApp], *, num_cpus: float, **scale: object
+) -> "serve.Application":
+    """The gateway as a Serve application; `build` makes the ASGI application in each replica, `scale` says how many."""
+    from ray import serve
+
+    options = serve.deployment(serve.ingress(build)()).options(
+        name="gateway",
+        max_ongoing_requests=1_000_000,  # admission is ours (admission.py); Serve's would answer without a code
+        ray_actor_options={"num_cpus": num_cpus},
+        health_check_period_s=1,
+        health_check_timeout_s=10,
+        graceful_shutdown_timeout_s=settings.deadline_seconds,
+        graceful_shutdown_wait_loop_s=0.1,
+        logging_config=QUIET,
+        **scale,
+    )
+    return options.bind()
+
+
+def deploy(application: "serve.Application") -> None:
+    """Run it and wait until a replica is up; CannotStart, with what Serve says, when none comes up."""
+    from ray import serve
+
+    try:
+        serve.run(application, name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        deployments = serve.status().applications[APPLICATION].deployments.values()
+        reason = _reason([each.message for each in deployments])
+        raise CannotStart(f"Ray Serve could not start the gateway: {reason}") from error
 
 
 def leave_out_what_nobody_asks() -> None:
@@ -138,12 +147,16 @@ def _reason(messages: list[str]) -> str:
 
 def replica_app(settings: Settings, folder: Path) -> ASGIApp:
     """The application, built in the replica.  Hidden in a function: Serve would match each route a second time."""
-    with suppress(OSError):  # a joined cluster's replica may run on another machine, where Ray keeps its stderr
-        # Without blocking: when nobody reads our stderr, log lines are lost, and the replica does not stand still.
-        console_pipe = os.fdopen(os.open(folder / CONSOLE, os.O_WRONLY | os.O_NONBLOCK), "w", buffering=1)
-        configure_log(console_pipe, settings.log_format)
+    # Without blocking: when nobody reads our stderr, log lines are lost, and the replica does not stand still.
+    console_pipe = os.fdopen(os.open(folder / CONSOLE, os.O_WRONLY | os.O_NONBLOCK), "w", buffering=1)
+    configure_log(console_pipe, settings.log_format)
     app = create_app(settings, read_bundle(settings.repository))
-    borrow_the_port(folder, settings.host, app.state.doorman)
+    borrow_the_port(folder, app.state.doorman)
+    return hidden(app)
+
+
+def hidden(app: ASGIApp) -> ASGIApp:
+    """`app`, ready to answer, as a plain function."""
     spare_the_collector()
 
     async def gateway(scope: Scope, receive: Receive, send: Send) -> None:
@@ -162,17 +175,21 @@ def spare_the_collector() -> None:
 def ray_environment(settings: Settings) -> dict[str, str]:
     """What Ray and the tokenizers have to find in the environment of every process."""
     port = settings.gateway_port
-    private = {
+    return {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # in truth: everything of Ray binds to loopback only,
         "RAY_AUTH_MODE": "token",  # except a port of the replica that takes pickles, so that asks for a secret
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    }
-    return ({} if settings.ray_address else private) | {
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # direct ingress among others
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(port),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(port + 1),  # the end is excluded: exactly this port
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         "RAY_SERVE_PORT_QUARANTINE_S": "0",  # a replica that died is replaced on the same port at once
+    } | common_environment()
+
+
+def common_environment() -> dict[str, str]:
+    """The part that the nodes of a cluster share (cluster.py)."""
+    return {
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # direct ingress among others
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "gateway.edge.middlewares",
         "RAY_worker_niceness": "0",  # Ray would run the replica at 15, behind everything else on the machine
         "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it prints a stack at every SIGTERM
@@ -221,9 +238,9 @@ def console(folder: Path) -> None:
     threading.Thread(target=copy, daemon=True, name="console").start()
 
 
-def wait(joined: bool) -> None:
+def wait() -> None:
     """Until a signal raises Stop, or Ray's own processes are gone, without which Ray cannot even be shut down."""
-    children = [] if joined else [(each, each.name()) for each in psutil.Process().children()]
+    children = [(each, each.name()) for each in psutil.Process().children()]
     vital = [(process, name) for process, name in children if name in ("raylet", "gcs_server")]
     pause = threading.Event()
     while not pause.wait(WATCH_SECONDS):

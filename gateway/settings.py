@@ -84,6 +84,19 @@ class Settings(BaseSettings):
     otlp_endpoint: URL | None = Field(
         None, description="base URL of an OTLP/HTTP collector, as http://127.0.0.1:4318; traces are off without one"
     )
+    replicas: int = Field(1, ge=1, le=1000, description="gateways on a Ray cluster (RAY_ADDRESS); the fewest of them")
+    max_replicas: int | None = Field(
+        None, ge=1, le=1000, description="as many gateways there may be when many requests come; never more when unset"
+    )
+    requests_per_replica: float = Field(
+        16.0,
+        gt=0,
+        le=100_000,
+        description="requests at a time that are work for one gateway, where their number varies",
+    )
+    scale_down_seconds: float = Field(
+        60.0, ge=1, le=86_400, description="seconds for which a gateway has to be one too many before it is stopped"
+    )
     ray_address: Name | None = Field(
         None, validation_alias="RAY_ADDRESS", description="a running Ray cluster to join; else a private one is started"
     )
@@ -94,6 +107,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"NUNCHI_MAX_TEXTS is {self.max_texts} but NUNCHI_MAX_IN_FLIGHT only {self.max_in_flight}, so a full "
                 "batch could never be let in; raise the one or lower the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def the_most_replicas_are_no_fewer_than_the_fewest(self) -> Self:
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(
+                f"NUNCHI_MAX_REPLICAS is {self.max_replicas} but NUNCHI_REPLICAS already {self.replicas}; raise the "
+                "one, lower the other, or unset NUNCHI_MAX_REPLICAS to keep their number"
             )
         return self
 

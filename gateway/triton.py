@@ -25,6 +25,7 @@ CHANNEL_OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 1000),  # also the time one connection attempt may take
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.enable_retries", 0),
+    ("grpc.lb_policy_name", "round_robin"),  # over all servers that the name stands for (deploy/k8s); here it is one
 ]
 
 # Triton's words for "this server does not have this version", whatever status they come with.
