@@ -70,11 +70,25 @@ async def test_a_kept_connection_may_bring_one_more_request(tmp_path):
 
 
 async def test_what_is_queued_is_accepted_before_the_port_is_left(tmp_path):
+    async def ask(connection: socket.socket) -> bytes:
+        connection.setblocking(False)
+        await asyncio.get_running_loop().sock_sendall(connection, b"GET /0.1 HTTP/1.1\r\nhost: here\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"ok"):
+            more = await asyncio.get_running_loop().sock_recv(connection, 1000)
+            assert more, answer
+            answer += more
+        connection.close()
+        return answer
+
     async with lent(tmp_path) as (port, client, serving):
-        asked = [asyncio.create_task(client.get("/0.1")) for _ in range(20)]
-        await asyncio.sleep(0)
-        await port.drain(10)
-        assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
+        address = (client.base_url.host, client.base_url.port)
+        # No task runs while these connect, so nobody has accepted them when the port is left.
+        queued = [socket.create_connection(address) for _ in range(20)]
+        leaving = asyncio.create_task(port.drain(10))
+        answers = await asyncio.gather(*map(ask, queued))
+        assert {answer.split(b"\r\n")[0] for answer in answers} == {b"HTTP/1.1 200 OK"}
+        await leaving
         await serving
         with pytest.raises(httpx.ConnectError):
             await client.get("/0")
