@@ -25,6 +25,7 @@ from export.errors import BundleBroken
 from export.graph import build_graph
 from export.manifest import LOGITS
 from export.onnx_model import OnnxModel, softmax
+from export.quantize import recipes
 from export.triton_config import build_config, read_config, to_text
 from gateway.bundle import read_bundle
 from server.bundle import check_files, read_served_bundle
@@ -77,8 +78,19 @@ def test_the_manifest_describes_the_files(export, repository):
         assert manifest["files"][name] == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", manifest["created"])
     assert manifest["precision"] == "int8"
-    assert manifest["parity"]["attempts"] == [{"remedy": "int8", "accepted": True, "reason": None}]
-    assert manifest["parity"]["rows"] == 1200
+    parity = manifest["parity"]
+    assert parity["rows"] == 1200
+    assert parity["attempts"] == [
+        {
+            "remedy": recipes("int8", vnni=parity["vnni"])[0].remedy,
+            "accepted": True,
+            "reason": None,
+            "label_agreement": parity["label_agreement"],
+            "accuracy": parity["accuracy_exported"],
+            "max_probability_shift": parity["max_probability_shift"],
+            "max_batch_probability_shift": parity["max_batch_probability_shift"],
+        }
+    ]
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert manifest["max_length"] == tokenizer.truncation["max_length"] == 20
     assert manifest["vocab_size"] == tokenizer.get_vocab_size()
