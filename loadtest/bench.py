@@ -46,7 +46,7 @@ from loadtest.texts import NoTexts
 
 BATCH = 64  # texts of one request where batches are asked
 BATCH_CALLERS = 2  # more texts at once than the gateway lets in would measure its refusals
-OVERHEAD_REQUESTS = 150
+FEWEST_ADDED, MOST_ADDED = 30, 500  # requests by which the gateway is compared with Triton
 WARM_SECONDS = 2.0
 
 
@@ -152,7 +152,9 @@ class Bench:
             model_repository=stack.repository,
             api_key=None,
         )
-        texts = self.subject.texts[:OVERHEAD_REQUESTS]
+        turn = measure.run(self.ours.doors[0], 1.0, callers=1, settle=0)  # how many fit into the time of some turns
+        count = min(max(int(self.options.seconds * turn.per_second), FEWEST_ADDED), MOST_ADDED)
+        texts = self.subject.texts[:count]
         times = overhead.measure(settings, texts)
         medians = {way: statistics.median(values) for way, values in times.items()}
         return {"requests": len(texts), "p50": medians, "added_ms": medians["gateway"] - medians["Triton"]}
