@@ -41,7 +41,8 @@ class Loop:
         self.registry = Registry(self.settings)
         rows, lessons = sentences(300, seed=1), behaviour_as_lessons()
         self.write("misled", misled(rows))
-        self.write("train", pd.concat([rows, lessons]))
+        # Six times over: dev likes one epoch or the other by chance, so that each must have learned the lessons.
+        self.write("train", pd.concat([rows, lessons] * 6))
         self.write("test", sentences(200, seed=2))
         tokenizer = train_tokenizer([*rows.document, *lessons.document] * 3, 1500, max_length=32)
         torch.manual_seed(0)
@@ -104,7 +105,7 @@ def weak(loop, first):
 def second(loop) -> Path:
     """One trial on data without that mistake."""
     space = {"train.seed": {"choices": [1]}}
-    config = loop.config("train", epochs=8, trials=1, grace_epochs=8, space=space)
+    config = loop.config("train", epochs=2, trials=1, grace_epochs=2, space=space)
     return tune.run_search(config, loop.settings, name="second")
 
 
