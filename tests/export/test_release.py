@@ -39,6 +39,7 @@ from export.settings import Settings
 from export.triton import Triton
 from tests.bundles import tiny_model, write_bundle
 from tests.export.live import House, asking, describe_anew, is_stub, lay, running_house, unreadable
+from tests.gateway.gateway_process import wait_until
 from tests.gateway.served_app import served_app
 from tests.triton_process import free_ports
 
@@ -125,21 +126,15 @@ def test_a_gateway_that_keeps_the_old_version_undoes_the_release(house, tmp_path
     assert "rolled_back" not in house.serving
 
 
-def test_a_rollback_takes_less_than_a_second_and_once_more_undoes_it(with_gateway):
+def test_a_rollback_answers_from_the_version_before_and_once_more_undoes_it(with_gateway):
+    """How long it takes stands in the figures of tests/chaos; here, that it brings nothing along that takes long."""
     house, url = with_gateway
     new = house.release().serving.version
     old = new - 1
-    seconds, start = [], []
     with asking(house):
         for wanted, left in ((old, new), (new, old), (old, new)):
-            began = time.monotonic()
-            assert run(house, "-c", "from export import rollback").returncode == 0
-            start.append(time.monotonic() - began)  # on a machine that does other things too, this alone may take more
-            began = time.monotonic()
             ended = run(house, "-c", SPIED)
-            while answering(url) != wanted:
-                assert time.monotonic() - began < 10
-            seconds.append(time.monotonic() - began)
+            wait_until(lambda wanted=wanted: answering(url) == wanted, 10, "the gateway answers with it")
             assert ended.returncode == 0, ended.stderr
             assert house.serving | {"since": None} == {
                 "model": "sentiment", "version": wanted, "previous": left, "since": None, "rolled_back": left
@@ -149,7 +144,6 @@ def test_a_rollback_takes_less_than_a_second_and_once_more_undoes_it(with_gatewa
                 ended.stdout,
             )
             assert "heavy at the flip: []" in ended.stderr
-    assert sorted(seconds)[1] < max(1.0, 4 * sorted(start)[1]), (seconds, start)
     assert sorted(house.loaded) == house.named == [old, new]
 
 
