@@ -1,7 +1,7 @@
 # Nunchi: the verbs. `make` alone lists them; CI calls the same ones.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo collect train register promote rollback restart export candidate triton gateway ui mlflow airflow
+.PHONY: help setup up down demo loop collect train register promote rollback restart export candidate triton gateway ui mlflow airflow
 .PHONY: pretrain test chaos soak bench bench-peers audit lint lock
 
 PY := .venv/bin/python
@@ -30,6 +30,10 @@ down: setup ## stop what `make up` started
 
 demo: setup ## the whole loop on the bundled reviews: search, register, promote, export, serve, predict (var/demo)
 	@$(ENV) exec $(PY) -m deploy.demo
+
+loop: setup ## new reviews become a new answer, under load: crawl, retrain, gates, promote, export, Slack; then a drill (var/loop)
+	@deploy/setup.sh airflow
+	@$(ENV) exec $(PY) -m deploy.loop $(ARGS)
 
 collect: setup ## what is new on a site of reviews, cleaned and labelled by its stars: SITE=yaml ARGS="--since 2026-11-30"
 	@$(ENV) $(PY) -m training.collection crawl --site $(or $(SITE),$(error collect wants SITE=path/to/site.yaml)) $(ARGS)

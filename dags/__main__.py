@@ -72,6 +72,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "AIRFLOW_HOME": settings.airflow_home,
         "AIRFLOW__CORE__DAGS_FOLDER": ROOT / "dags",
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DEFAULT_TIMEZONE": "Asia/Seoul",
         "AIRFLOW__CORE__PARALLELISM": "4",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{settings.airflow_user}:admin",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": password_file(settings),

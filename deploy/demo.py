@@ -91,9 +91,9 @@ def demo(settings: Settings) -> None:
     with run.step("export: the padding-free int8 graph, compared with torch") as said:
         run.run("export")
         said += _exported(run.repository)
-    with run.step("serve and predict: Triton and the gateway") as said, _served(run) as url:
-        said += [_predict(run.console, url), _shown(folder / "log")]
-    _table(run, time.monotonic() - began)
+    with run.step("serve and predict: Triton and the gateway") as said, served(run) as url:
+        said += [_predict(run.console, url), shown(folder / "log")]
+    show_table(run, time.monotonic() - began)
 
 
 def free_ports(count: int) -> list[int]:
@@ -107,31 +107,31 @@ def free_ports(count: int) -> list[int]:
 
 def _searched(folder: Path) -> list[str]:
     search_folder = folder / "searches" / SEARCH
-    search = _read(search_folder / "search.json")
+    search = read_json(search_folder / "search.json")
     trials = list((search_folder / "trials").glob("*/trial.json"))
     epochs = (search_folder / "trials" / search["best"] / "epochs.jsonl").read_text(encoding="utf-8").splitlines()
     best = max(json.loads(line)["dev_f1"] for line in epochs)
-    return [f"{len(trials)} trials; the best has dev F1 {best:.3f}", _shown(search_folder)]
+    return [f"{len(trials)} trials; the best has dev F1 {best:.3f}", shown(search_folder)]
 
 
 def _registered(folder: Path, stage: str) -> list[str]:
     file = folder / "model_registry.json"
-    version = next(each for each in _read(file)["versions"] if each["stage"] == stage)
+    version = next(each for each in read_json(file)["versions"] if each["stage"] == stage)
     metrics = version["metrics"]
-    return [f"version {version['number']} is {stage}; test F1 {metrics['f1']:.3f}", _shown(file)]
+    return [f"version {version['number']} is {stage}; test F1 {metrics['f1']:.3f}", shown(file)]
 
 
 def _exported(repository: Path) -> list[str]:
-    version = _read(repository / "serving.json")["version"]
+    version = read_json(repository / "serving.json")["version"]
     folder = repository / "sentiment" / str(version)
-    manifest = _read(folder / "manifest.json")
+    manifest = read_json(folder / "manifest.json")
     megabytes = (folder / "model.onnx").stat().st_size / 1e6
     agreement = manifest["parity"]["label_agreement"]
-    return [f"{manifest['precision']}, {megabytes:.1f} MB, {agreement:.1%} of the labels as torch", _shown(folder)]
+    return [f"{manifest['precision']}, {megabytes:.1f} MB, {agreement:.1%} of the labels as torch", shown(folder)]
 
 
 @contextmanager
-def _served(run: Demo) -> Iterator[str]:
+def served(run: Demo) -> Iterator[str]:
     """The stack over the demo's model repository; the gateway's address once a prediction has been answered."""
     output = run.folder / "log" / "up.txt"
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -154,17 +154,22 @@ def _served(run: Demo) -> Iterator[str]:
             stack.wait(STOP_SECONDS)
 
 
-def _predict(console: Console, url: str) -> str:
+def ask(url: str) -> dict:
+    """What the gateway answers to `SENTENCES`."""
     body = json.dumps({"texts": SENTENCES}).encode()
     request = urllib.request.Request(f"{url}/v1/predict/batch", body, {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as response:
-        answer = json.load(response)
+        return json.load(response)
+
+
+def _predict(console: Console, url: str) -> str:
+    answer = ask(url)
     for text, row in zip(SENTENCES, answer["predictions"], strict=True):
         console.print(f"{row['label']} {row['confidence']:.2f}  {text}", highlight=False)
     return f"{len(answer['predictions'])} sentences answered by version {answer['model_version']}"
 
 
-def _table(run: Demo, seconds: float) -> None:
+def show_table(run: Demo, seconds: float) -> None:
     table = Table(title=f"the whole loop in {seconds:.0f} s")
     for heading, justify in (("step", "left"), ("s", "right"), ("what happened", "left"), ("where to look", "left")):
         table.add_column(heading, justify=justify, overflow="fold")
@@ -172,17 +177,17 @@ def _table(run: Demo, seconds: float) -> None:
         table.add_row(title.partition(":")[0], f"{took:.0f}", *said)
     run.console.print(table)
     run.console.print(
-        f"Curves, confusion matrix, evidence of the gates: NUNCHI_VAR={_shown(run.folder)} make mlflow\n"
-        f"Serve this model: NUNCHI_MODEL_REPOSITORY={_shown(run.repository)} make up",
+        f"Curves, confusion matrix, evidence of the gates: NUNCHI_VAR={shown(run.folder)} make mlflow\n"
+        f"Serve this model: NUNCHI_MODEL_REPOSITORY={shown(run.repository)} make up",
         highlight=False,
     )
 
 
-def _read(file: Path) -> dict:
+def read_json(file: Path) -> dict:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     return os.path.relpath(path, ROOT) if path.is_relative_to(ROOT) else str(path)
 
 

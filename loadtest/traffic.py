@@ -5,7 +5,7 @@ up, and prints how many were answered right, refused and failed, the latencies c
 due (so a server that stalls is not spared the requests that waited meanwhile), and the versions seen. When the
 generator itself is late that is printed as its lag: raise ``--processes``, or do not blame the server. One process
 offers about 2,500 requests per second on one core. Ends with status 1 when a request failed; with ``--version``, as the
-smoke test of a release, also when not every answer is that version's.
+smoke test of a release, also when not every answer is that version's. Ctrl-C or SIGTERM ends it early, with its table.
 
 In a test: `with Traffic(url, Oracle.of(repository), rate=50) as traffic: ...`.
 """
@@ -17,6 +17,7 @@ import itertools
 import json
 import math
 import multiprocessing
+import signal
 import sys
 import threading
 import time
@@ -409,7 +410,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as exc:
         print(f"error: {exc.filename} cannot be read ({exc.strerror}); set NUNCHI_MODEL_REPOSITORY", file=sys.stderr)
         return 2
-    with Traffic(url, oracle, arguments.rate, headers=headers, processes=arguments.processes) as traffic:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    traffic = Traffic(url, oracle, arguments.rate, headers=headers, processes=arguments.processes)
+    with traffic, suppress(KeyboardInterrupt):
         time.sleep(arguments.seconds)
     if not any(outcome.status for outcome in traffic.outcomes):
         print(f"error: nothing answers at {url}; start the stack with make up", file=sys.stderr)

@@ -4,6 +4,7 @@ import json
 import os
 import sqlite3
 import subprocess
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,7 +61,7 @@ class Airflow:
         return Run(run, state, output, tasks, {task: json.loads(value) for task, value in values})
 
     def ask(self, question: str, *values: object) -> list[tuple]:
-        with sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=60) as database:
+        with closing(sqlite3.connect(self.database, timeout=60)) as database:
             return database.execute(question, values).fetchall()
 
     def everything_it_wrote(self) -> bytes:

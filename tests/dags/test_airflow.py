@@ -9,12 +9,14 @@ import time
 import urllib.error
 import urllib.request
 
+import pandas as pd
 import psutil
 import pytest
 
 from dags.__main__ import PASSWORD, environment, keep_new_password
 from dags.settings import Settings, read_settings
 from tests.dags.airflow_home import PYTHON, ROOT, Airflow
+from tests.review_site import ReviewSite, made_up_reviews
 from tests.triton_process import free_ports
 
 SECONDS = 300
@@ -53,10 +55,19 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
+def site(tmp_path_factory):
+    """Three days of reviews, ten each, the last on 3 November."""
+    with ReviewSite(made_up_reviews(30, newest="2026-11-03", per_day=10)) as site:
+        site.file = site.describe(tmp_path_factory.mktemp("site") / "site.yaml", name="days")
+        yield site
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, site):
     [port] = free_ports(1)
-    password = {"NUNCHI_AIRFLOW_PORT": str(port), PASSWORD: "a-password-of-the-test"}
-    served = Served(Airflow(tmp_path_factory.mktemp("served"), password), port)
+    settings = {"NUNCHI_AIRFLOW_PORT": str(port), "NUNCHI_COLLECT_SITES": str(site.file)}
+    settings |= {PASSWORD: "a-password-of-the-test", "NUNCHI_RETRAIN_REVIEWS": "20"}
+    served = Served(Airflow(tmp_path_factory.mktemp("served"), settings), port)
     try:
         served.wait("ready", lambda: "ready: " in served.log.read_text())
         yield served
@@ -92,6 +103,39 @@ def test_it_listens_on_loopback_only_and_its_passwords_are_its_owners(served):
     file = served.airflow.var / "airflow" / "passwords.json"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert "a-password-of-the-test" not in served.log.read_text()
+
+
+def collected(airflow: Airflow) -> dict[str, list[str]]:
+    """The ids of the reviews by day."""
+    files = sorted((airflow.var / "collected").glob("site=days/day=*/*.parquet"))
+    return {file.parent.name.removeprefix("day="): pd.read_parquet(file).review_id.tolist() for file in files}
+
+
+@pytest.mark.timeout(900)
+def test_a_backfill_by_days_collects_each_once_and_done_again_changes_nothing(served, site):
+    """By the scheduler, as a user asks for it; what it brings is enough for a retraining, which is told once."""
+    airflow, days = served.airflow, ("2026-11-01", "2026-11-02")
+    assert airflow.command("dags", "unpause", "collect_reviews").returncode == 0
+
+    def back_fill(*options: str) -> None:
+        dates = ["--from-date", days[0], "--to-date", days[-1], "--max-active-runs", "1"]
+        done = airflow.command("backfill", "create", "--dag-id", "collect_reviews", *dates, *options)
+        assert done.returncode == 0, done.stderr
+        served.wait("the backfill", lambda: not airflow.ask("SELECT id FROM backfill WHERE completed_at IS NULL"))
+        states = airflow.ask("SELECT state FROM dag_run WHERE run_type = 'backfill'")
+        assert states == [("success",)] * len(days), states
+
+    back_fill()
+    first = collected(airflow)
+    wanted = {day: {each.review_id for each in site.reviews if each.written_at.startswith(day)} for day in days}
+    assert {day: set(ids) for day, ids in first.items()} == wanted
+    assert [len(ids) for ids in first.values()] == [10, 10]
+    back_fill("--reprocess-behavior", "completed")
+    assert collected(airflow) == first
+    events = "SELECT asset.name, event.extra FROM asset_event event JOIN asset ON asset.id = event.asset_id"
+    told = [(name, json.loads(extra)) for name, extra in airflow.ask(f"{events} ORDER BY event.id")]
+    news = ("nunchi-reviews", {"new": 10})
+    assert told == [news, news, ("nunchi-enough-reviews", {})]
 
 
 def test_it_ends_when_told_and_leaves_no_process_behind(served):
