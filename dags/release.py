@@ -4,6 +4,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from airflow.sdk import Param, TriggerRule, dag, task
+from airflow.sdk.exceptions import AirflowSkipException
 
 from dags import announce
 from dags.command import run
@@ -49,9 +50,11 @@ def release():
         announce.send(announce.promoted(version, bundle, seen))
 
     @task(trigger_rule=TriggerRule.ONE_FAILED)
-    def roll_back(version: dict, ti) -> None:
+    def roll_back(ti) -> None:
         """What answered before answers again, and its model is the Champion again."""
-        bundle = ti.xcom_pull(task_ids="export")
+        version, bundle = (ti.xcom_pull(task_ids=task) for task in ("promote", "export"))
+        if version is None:
+            raise AirflowSkipException("nothing was promoted")
         if bundle is None:
             said = run("training.registry", "rollback", "--leaving", version["version"])
         else:
@@ -63,7 +66,7 @@ def release():
     seen = smoke(bundle)
     gates(version) >> [bundle, tell_refused(version)]
     tell_promoted(version, bundle, seen)
-    [bundle, seen] >> roll_back(version)
+    [bundle, seen] >> roll_back()
 
 
 release()

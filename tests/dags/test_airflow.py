@@ -138,6 +138,21 @@ def test_a_backfill_by_days_collects_each_once_and_done_again_changes_nothing(se
     assert told == [news, news, ("nunchi-enough-reviews", {})]
 
 
+@pytest.mark.timeout(900)
+def test_a_registration_starts_the_release_of_that_version(served):
+    """There is no version 7, so it comes as far as the gates: a promotion that fails leaves nothing to roll back."""
+    airflow = served.airflow
+    assert airflow.command("dags", "unpause", "release").returncode == 0
+    [(asset,)] = airflow.ask("SELECT id FROM asset WHERE name = 'nunchi-candidate'")
+    assert served.ask("/api/v2/assets/events", {"asset_id": asset, "extra": {"version": 7}})[0] == 200
+    ended = "SELECT state FROM dag_run WHERE dag_id = 'release' AND state NOT IN ('queued', 'running')"
+    served.wait("the release", lambda: airflow.ask(ended))
+    run = airflow.last_run("release")
+    assert (run.state, run.handed_on) == ("failed", {"candidate": 7})
+    never = dict.fromkeys(("gates", "tell_refused", "export", "smoke", "tell_promoted"), "upstream_failed")
+    assert run.tasks == {"candidate": "success", "promote": "failed", "roll_back": "skipped", **never}
+
+
 def test_it_ends_when_told_and_leaves_no_process_behind(served):
     family = psutil.Process(served.process.pid).children(recursive=True)
     assert len(family) >= 3
