@@ -27,7 +27,7 @@ from deploy.settings import ROOT, Settings, StartError, read_settings
 
 SEARCH = "demo"
 SENTENCES = ["다시 보고 싶은 영화", "돈이 아깝다 진짜", "배송 빠르고 좋아요 ㅎㅎ", "두 번은 안 간다 ㅡㅡ"]
-PORTS = ["TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT", "GATEWAY_PORT"]
+PORTS = ["TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT", "GATEWAY_PORT", "UI_PORT"]
 STOP_SECONDS = 60.0
 
 

@@ -25,7 +25,7 @@ from deploy.settings import ROOT, Settings, StartError, read_settings
 from deploy.slack_channel import Channel, slack_channel
 
 AIRFLOW = ROOT / ".venv-airflow" / "bin" / "python"
-FIRST_REVIEWS = 200  # what the first Champion knows
+FIRST_REVIEWS = 150  # what the first Champion knows; two in five of their stars are wrong
 FIRST_DAY, SECOND_DAY = "2026-11-22", "2026-11-29"
 BEST, WORST = 5, 1  # stars
 RATE = 10  # requests per second
@@ -106,12 +106,14 @@ def loop(settings: Settings, reviews: list[dict], config: str, repository: Path 
     run = Loop(folder, dict(zip(PORTS, free_ports(len(PORTS)), strict=True)), config=config)
     began = time.monotonic()
     few, many = ([], reviews) if repository else (reviews[:FIRST_REVIEWS], reviews[FIRST_REVIEWS:])
-    old, new, turned = shown_on(FIRST_DAY, few), shown_on(SECOND_DAY, many), shown_on(SECOND_DAY, many, turned=True)
+    wrong = [number % 5 < 2 for number in range(len(few))]
+    old = [shown_on(FIRST_DAY, [review], turned=turn)[0] for review, turn in zip(few, wrong, strict=True)]
+    new, turned = shown_on(SECOND_DAY, many), shown_on(SECOND_DAY, many, turned=True)
     with slack_channel() as run.channel, review_site(run, old):
         if repository:
             shutil.copytree(repository, run.repository)
         else:
-            with run.step("first: a Champion that knows few reviews, promoted by hand") as said:
+            with run.step("first: a poor Champion, of few reviews and wrong stars, promoted by hand") as said:
                 said += make_first_champion(run)
         with served(run) as url, under_load(run) as table:
             go_round(run, url, new + old, turned + old)

@@ -58,7 +58,7 @@ class Airflow:
         values = self.ask(
             "SELECT task_id, value FROM xcom WHERE dag_id = ? AND run_id = ? AND key = 'return_value'", dag, run
         )
-        return Run(run, state, output, tasks, {task: json.loads(value) for task, value in values})
+        return Run(run, state, output, tasks, {task: json.loads(str(value)) for task, value in values})
 
     def ask(self, question: str, *values: object) -> list[tuple]:
         with closing(sqlite3.connect(self.database, timeout=60)) as database:
