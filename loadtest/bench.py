@@ -63,7 +63,12 @@ class Bench:
         self.batch_sizes: dict[int, Counter[int]] = defaultdict(Counter)
         self.giga_operations: list[float] = []
         self.resting: list[float] = []
-        self.strangers = 0.0
+        self.overhead: dict | None = None
+        self.half: dict | None = None
+        self.generators: list[dict] = []
+        self.capacity: dict | None = None
+        self.cut = False
+        self._began = self._seconds()
 
     def _ours(self) -> list[System]:
         ours = systems.ours(self.stack, self.subject.served, self.subject.texts)
@@ -92,9 +97,24 @@ class Bench:
     def most(self) -> int:
         return max(self.options.levels)
 
-    def rounds(self) -> None:
+    def measure(self) -> None:
+        """Everything, one after the other.
+
+        Raises:
+            NoGenerator: wrk or perf_analyzer did not do its work.
+        """
+        self._began = self._seconds()
+        self._rounds()
+        self.overhead = self._added()
+        self.half = self._at_half()
+        if not self.options.no_generators:
+            self._by_others()
+        if self.options.p99:
+            _say(f"the highest rate with p99 below {self.options.p99:g} ms")
+            self.capacity = find_capacity(self.ours.doors[0], self.options.p99, self.options.seconds)
+
+    def _rounds(self) -> None:
         product = roofline.product(len(self.options.cores))
-        began, everything, own = time.monotonic(), self._busy_seconds(), self._own_seconds()
         for number in range(self.options.rounds):
             self.giga_operations.append(roofline.giga_operations(product))
             place = number % len(self.systems)  # nobody always comes after the same neighbour
@@ -103,8 +123,6 @@ class Bench:
                     for door in system.doors:
                         for callers in self._levels(door):
                             self._turn(number, system, door, callers)
-        taken = self._busy_seconds() - everything - (self._own_seconds() - own)
-        self.strangers = max(taken, 0.0) / (time.monotonic() - began) / len(self.options.cores)
 
     def _turn(self, number: int, system: System, door: Door, callers: int) -> None:
         _say(f"round {number + 1}: {door.name}, {callers} callers")
@@ -134,14 +152,19 @@ class Bench:
             (stats,) = json.load(answer)["model_stats"]
         return Counter({int(each["batch_size"]): int(each["compute_infer"]["count"]) for each in stats["batch_stats"]})
 
-    def _own_seconds(self) -> float:
-        return sum(system.cpu_seconds() for system in self.systems) + sum(psutil.Process().cpu_times()[:2])
-
-    def _busy_seconds(self) -> float:
+    def _seconds(self) -> tuple[float, float, float]:
+        """By the clock, that the cores were busy, and that servers and generator took of it."""
         each = psutil.cpu_times(percpu=True)
-        return sum(sum(each[core]) - each[core].idle - each[core].iowait for core in self.options.cores)
+        busy = sum(sum(each[core]) - each[core].idle - each[core].iowait for core in self.options.cores)
+        own = sum(system.cpu_seconds() for system in self.systems) + sum(psutil.Process().cpu_times()[:2])
+        return time.monotonic(), busy, own
 
-    def added(self) -> dict:
+    def strangers(self) -> float:
+        """Share of the cores that everybody else took while it was measured; to be asked before the servers stop."""
+        clock, busy, own = (now - then for now, then in zip(self._seconds(), self._began, strict=True))
+        return max(busy - own, 0.0) / clock / len(self.options.cores)
+
+    def _added(self) -> dict:
         """What the gateway adds to one request at a time: both ways in turns, request by request."""
         _say("gateway and Triton in turns, one request at a time")
         stack = self.stack
@@ -159,7 +182,7 @@ class Bench:
         medians = {way: statistics.median(values) for way, values in times.items()}
         return {"requests": len(texts), "p50": medians, "added_ms": medians["gateway"] - medians["Triton"]}
 
-    def half(self) -> dict:
+    def _at_half(self) -> dict:
         """The gateway at half of what its callers found it could do."""
         door = self.ours.doors[0]
         rate = max(statistics.median(turn.per_second for turn in self.turns[door.name, self.most]) / 2, 1.0)
@@ -167,14 +190,14 @@ class Bench:
         turn = measure.run(door, 2 * self.options.seconds, rate=rate)
         return {"system": self.ours.name, **measure.figures([turn])}
 
-    def by_others(self) -> list[dict]:
+    def _by_others(self) -> None:
         """wrk at every HTTP door, perf_analyzer at Triton.
 
         Raises:
             NoGenerator: one of them did not do its work.
         """
         tools = generators.install()
-        found, options = [], self.options
+        found, options = self.generators, self.options
         for system in self.systems:
             door = system.doors[0]
             with self._alone(system):
@@ -197,18 +220,32 @@ class Bench:
                     self.folder,
                 )
             )
-        return found
 
     def rows(self) -> list[dict]:
         owner = {door.name: system.name for system in self.systems for door in system.doors}
         return [{"system": owner[name], **measure.figures(turns)} for (name, _), turns in self.turns.items()]
 
+    def document(self) -> dict:
+        return {
+            "systems": [{"name": system.name, "about": system.about} for system in self.systems],
+            "resting": statistics.mean(self.resting) if self.resting else None,
+            "rows": self.rows(),
+            "batch_sizes": {callers: dict(sorted((+sizes).items())) for callers, sizes in self.batch_sizes.items()},
+            "roofline": self.subject.roofline(statistics.median(self.giga_operations)),
+            "overhead": self.overhead,
+            "half": self.half,
+            "generators": self.generators,
+            "capacity": self.capacity,
+            "cut": self.cut,
+        }
+
 
 def run(options: argparse.Namespace) -> dict:
-    """Start, measure, stop; the content of bench.json.
+    """Start, measure, stop; the content of bench.json. Interrupted, it is what was seen until then, marked ``cut``.
 
     Raises:
         CannotPrepare, NotStarted, NoGenerator, NoTexts: with one sentence.
+        KeyboardInterrupt: before anything was seen.
     """
     started = datetime.now(UTC)
     load = os.getloadavg()
@@ -224,30 +261,21 @@ def run(options: argparse.Namespace) -> dict:
             for door in system.doors:
                 measure.run(door, WARM_SECONDS, callers=bench.most, settle=0)
             system.pause()
-        bench.rounds()
-        document = {
-            "date": started.isoformat(timespec="seconds"),
-            "commit": _commit(),
-            "command": shlex.join(["python", "-m", "loadtest.bench", *sys.argv[1:]]),
-            "machine": _machine(options.cores) | {"load_before": load, "taken_by_others": bench.strangers},
-            "settings": {"rounds": options.rounds, "seconds": options.seconds, "levels": options.levels},
-            "model": subject.facts(),
-            "systems": [{"name": system.name, "about": system.about} for system in bench.systems],
-            "resting": statistics.mean(bench.resting) if bench.resting else None,
-            "rows": bench.rows(),
-            "batch_sizes": {
-                callers: {size: count for size, count in sorted((+sizes).items())}
-                for callers, sizes in bench.batch_sizes.items()
-            },
-            "roofline": subject.roofline(statistics.median(bench.giga_operations)),
-            "overhead": bench.added(),
-            "half": bench.half(),
-            "generators": [] if options.no_generators else bench.by_others(),
-            "capacity": None,
-        }
-        if options.p99:
-            _say(f"the highest rate with p99 below {options.p99:g} ms")
-            document["capacity"] = find_capacity(bench.ours.doors[0], options.p99, options.seconds)
+        try:
+            bench.measure()
+        except KeyboardInterrupt:
+            if not bench.rows():
+                raise
+            bench.cut = True
+        strangers = bench.strangers()
+    document = bench.document() | {
+        "date": started.isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "command": shlex.join(["python", "-m", "loadtest.bench", *sys.argv[1:]]),
+        "machine": _machine(options.cores) | {"load_before": load, "taken_by_others": strangers},
+        "settings": {"rounds": options.rounds, "seconds": options.seconds, "levels": options.levels},
+        "model": subject.facts(),
+    }
     return document | {"claims": claims(document)}
 
 
@@ -258,9 +286,9 @@ def complaints(document: dict, max_failures: float, max_p95: float | None) -> It
     share = failed / max(sum(row["requests"] for row in rows), 1)
     if share > max_failures:
         yield f"{share:.2%} of the requests failed, {max_failures:.2%} may"
-    row = max((row for row in rows if row["door"] == "gateway"), key=lambda row: row["callers"])
-    p95 = row["milliseconds"]["p95"]
-    if max_p95 is not None and (p95 is None or p95 > max_p95):
+    row = max((row for row in rows if row["door"] == "gateway"), key=lambda row: row["callers"], default=None)
+    p95 = row and row["milliseconds"]["p95"]
+    if row and max_p95 is not None and (p95 is None or p95 > max_p95):
         yield f"p95 through the gateway with {row['callers']} callers is {p95:.1f} ms, {max_p95:g} ms was wanted"
 
 
@@ -341,6 +369,9 @@ def main(argv: list[str] | None = None) -> int:
     found = list(complaints(document, options.max_failures, options.max_p95))
     for complaint in found:
         print(f"failed: {complaint}")
+    if document["cut"]:
+        print("error: interrupted; this is what was seen until then", file=sys.stderr)
+        return 130
     return 1 if found else 0
 
 

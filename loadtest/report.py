@@ -74,6 +74,8 @@ def _page(document: dict) -> Iterator[str]:
         f"{html.escape(model['encoder'])}, {model['precision']}, {parameters} in layers; {model['count']:,} texts of "
         f"{html.escape(model['texts'])}, natural lengths, {tokens} on average.",
     ]
+    if document["cut"]:
+        facts.append("<b>This run was interrupted; these are the figures until then.</b>")
     yield "".join(f"<p>{fact}</p>" for fact in facts)
     yield "<h2>Promises</h2>" + _table(
         ["", "seen", "wanted", ""],
@@ -120,7 +122,7 @@ def _page(document: dict) -> Iterator[str]:
 def _rows(document: dict) -> str:
     head = ["", "callers", "texts/s", "each round", "p50", "p95", "p99", "requests", "failed"]
     body = []
-    for row in [*document["rows"], document["half"]]:
+    for row in [*document["rows"], *([document["half"]] if document["half"] else [])]:
         load = row["callers"] or f"{row['rate']:.0f}/s"
         times = [_short(row["milliseconds"][q]) for q in ("p50", "p95", "p99")]
         rounds = " ".join(map(_short, row["turns"]))

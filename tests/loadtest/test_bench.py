@@ -12,6 +12,7 @@ from loadtest import measure, roofline
 from loadtest.bench import complaints
 from loadtest.claims import claims
 from loadtest.doors import HttpDoor
+from loadtest.report import write_html
 from loadtest.texts import NoTexts, read_texts
 from tests.bundles import write_bundle
 from tests.stack_process import ROOT
@@ -28,6 +29,7 @@ def done(tmp_path_factory):
     command += ["--levels", "1,3", "--max-failures", "1", "--max-p95", "0.001"]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (folder / "out" / "bench.json").exists(), done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
     done.folder = folder / "out"
     return done
 
@@ -129,6 +131,14 @@ def test_promises_are_judged_by_the_rows_of_one_run():
     assert [claim["met"] for claim in claims(shipped)] == [None, None, None, None, False]
     few = kcbert | {"rows": [row("gateway", 1, 50), row("Triton, gRPC", 1, 60)]}
     assert {claim["met"] for claim in claims(few)} == {None}  # one caller proves nothing about 32
+
+
+def test_a_run_that_was_cut_short_says_so_and_claims_what_it_saw(document, tmp_path):
+    cut = document | {"cut": True, "rows": document["rows"][:1], "overhead": None, "half": None, "generators": []}
+    assert [claim["what"].split()[0] for claim in claims(cut)] == ["gateway", "single"]
+    assert claims(cut | {"rows": []}) == []
+    write_html(cut | {"claims": claims(cut)}, tmp_path / "cut.html")
+    assert "This run was interrupted" in (tmp_path / "cut.html").read_text(encoding="utf-8")
 
 
 def test_a_door_that_is_closed_counts_as_failures():
