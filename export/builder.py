@@ -7,8 +7,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 CONTRIB = "com.microsoft"
-# What ONNX Runtime 1.24 (Triton 26.06) and later read; opset 20 brings Gelu, 18 the reductions with axes as input.
-OPSET, IR_VERSION = 20, 9
+# What ONNX Runtime 1.24 (Triton 26.06) and later read; opset 21 brings QuantizeLinear by block, 20 Gelu, 18 the
+# reductions with axes as input.
+OPSET, IR_VERSION = 21, 10
 
 Operand = str | np.ndarray
 

@@ -145,7 +145,7 @@ class Int8Products:
             weight = weight * smooth
             floor = None if floor else floor  # each channel has a floor of its own now, unless it is 0
         codes, scales = quantize_rows(weight, self._largest)
-        x_codes, x_scales, zero_point = self._quantize(x, floor)
+        x_codes, x_scales, zero_point = self._quantize(x, weight.shape[1], floor)
         operands = [x_codes, codes.T, real(1), scales[:, 0], np.array(zero_point, np.uint8)]
         if self._unsigned:
             operands[1] = (codes.T.astype(np.int16) + 128).astype(np.uint8)
@@ -153,8 +153,8 @@ class Int8Products:
         product = graph.op("MatMulIntegerToFloat", *operands, domain=CONTRIB)
         return Matrix(graph.op("Add", graph.op("Mul", product, x_scales), bias), x.rows)
 
-    def _quantize(self, x: Matrix, floor: float | None) -> tuple[str, str, int]:
-        """UINT8 codes of ``x``, the scale of each row FLOAT [rows, 1], and the one zero point.
+    def _quantize(self, x: Matrix, width: int, floor: float | None) -> tuple[str, str, int]:
+        """UINT8 codes of ``x`` [rows, width], the scale of each row FLOAT [rows, 1], and the one zero point.
 
         The zero point must be one constant (MatMulIntegerToFloat takes a scalar), so the range is symmetric, unless a
         floor is known (after GELU: -0.17): then a fixed share of the codes covers it and the rest serves the maximum.
@@ -171,17 +171,15 @@ class Int8Products:
             scales = graph.op("Mul", largest, real(1 / (255 - zero_point)))
             if floor < 0:
                 scales = graph.op("Max", scales, real(-floor / zero_point))
-        each_row = graph.op("Squeeze", scales, integers(1))
-        return (
-            graph.op("QuantizeLinear", x.name, each_row, self._zero_point(zero_point, x.rows), axis=0),
-            scales,
-            zero_point,
-        )
+        # A row is a block as wide as the matrix: axis 0 would ask for the scales as a vector, and takes longer.
+        zero_points = self._zero_point(zero_point, x.rows)
+        return graph.op("QuantizeLinear", x.name, scales, zero_points, axis=1, block_size=width), scales, zero_point
 
     def _zero_point(self, value: int, rows: str) -> str:
-        """QuantizeLinear wants a zero point per row; rows of equal number share the vector."""
+        """QuantizeLinear wants a zero point per block [rows, 1]; matrices of as many rows share them."""
         if (rows, value) not in self._zero_points:
-            self._zero_points[rows, value] = self._graph.op("Expand", np.array([value], np.uint8), rows)
+            shape = self._graph.op("Concat", rows, integers(1), axis=0)
+            self._zero_points[rows, value] = self._graph.op("Expand", np.array([[value]], np.uint8), shape)
         return self._zero_points[rows, value]
 
 
