@@ -48,9 +48,12 @@ def brings(group: str) -> set[str]:
 
 
 def imported(room: str) -> set[str]:
-    """The top-level names that the room imports, anywhere, from outside of the standard library and this project."""
+    """The top-level names that the room imports, anywhere, from outside of the standard library and this project.
+
+    Not those of loadtest/peers: the programs there are run by their paths, in environments of others.
+    """
     names = set()
-    for file in (ROOT / room).rglob("*.py"):
+    for file in {*(ROOT / room).rglob("*.py")} - {*(ROOT / "loadtest" / "peers").iterdir()}:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 names |= {each.name.partition(".")[0] for each in node.names}

@@ -266,15 +266,18 @@ def test_a_candidate_that_cannot_be_loaded_stops_nobody(repository, tmp_path):
 
 
 def test_a_version_that_answers_wrong_is_taken_down_and_the_way_back_is_serving_json(repository, tmp_path):
+    """Its backend has found it right when it was loaded, and refuses it as long as it is wrong."""
     write_bundle(repository, 2)
     file = repository / "sentiment" / "2" / "manifest.json"
-    manifest = json.loads(file.read_text(encoding="utf-8"))
-    for row in manifest["golden"]:
-        row["probabilities"].reverse()
-    file.write_text(json.dumps(manifest), encoding="utf-8")
+    sound = file.read_text(encoding="utf-8")
     with running_triton(repository, tmp_path / "var") as triton:
+        manifest = json.loads(sound)
+        for row in manifest["golden"]:
+            row["probabilities"].reverse()
+        file.write_text(json.dumps(manifest), encoding="utf-8")
         set_serving(repository, 2, previous=1)
         assert "version 2 is off by" in triton.wait_for_line(" restart ")
+        file.write_text(sound, encoding="utf-8")
         set_serving(repository, 1, previous=2)
         assert "version=1" in triton.wait_for_line(" ready ", count=2)
 
