@@ -26,6 +26,7 @@ from dags.settings import ROOT, SettingRefused, Settings, read_settings
 PASSWORD = "NUNCHI_AIRFLOW_PASSWORD"
 DATABASE = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
 PARTS = {"api-server": [], "scheduler": ["--skip-serve-logs"], "dag-processor": []}
+BUSY_SECONDS = 120  # SQLite has one writer at a time, and on a busy machine the others wait longer than its usual five
 POLL_SECONDS = 0.5
 STOP_SECONDS = 30.0
 
@@ -46,7 +47,7 @@ def main(arguments: list[str]) -> int:
         write_secret(password_file(settings), json.dumps({settings.airflow_user: password}))
     airflow = str(Path(sys.executable).with_name("airflow"))
     if arguments:
-        if not (settings.airflow_home / "airflow.db").is_file() and DATABASE not in variables:
+        if not (settings.airflow_home / "airflow.db").is_file() and DATABASE not in os.environ:
             migrate(airflow, variables)
         os.execve(airflow, [airflow, *arguments], variables)
     migrate(airflow, variables)
@@ -70,6 +71,7 @@ def environment(settings: Settings) -> dict[str, str]:
     chosen = {name: value for name, value in inherited.items() if name.startswith("AIRFLOW__")}
     airflow = {
         "AIRFLOW_HOME": settings.airflow_home,
+        DATABASE: f"sqlite:///{settings.airflow_home}/airflow.db?timeout={BUSY_SECONDS}",
         "AIRFLOW__CORE__DAGS_FOLDER": ROOT / "dags",
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__DEFAULT_TIMEZONE": "Asia/Seoul",

@@ -201,4 +201,7 @@ def test_a_setting_of_airflow_that_is_set_already_stands(monkeypatch):
     monkeypatch.setenv("AIRFLOW_HOME", "/somebody/elses")
     variables = environment(Settings())
     assert variables["AIRFLOW__CORE__PARALLELISM"] == "16"
+    assert variables["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].endswith(
+        "/airflow/airflow.db?timeout=120"
+    )  # not SQLite's 5 s
     assert variables["AIRFLOW_HOME"].endswith("/airflow") and variables["AIRFLOW_HOME"] != "/somebody/elses"
