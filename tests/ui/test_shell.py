@@ -81,6 +81,9 @@ async def test_a_phone_shows_every_tab_without_scrolling_sideways(page_of, langu
         await button.click()
         await expect(page.locator(f"#tab-{name}")).to_be_visible()
         assert await page.evaluate("document.documentElement.scrollWidth") <= 320, name
+    await page.locator("#tab-single-button").click()
+    question, answer = [await page.locator(part).bounding_box() for part in ("#single-text", "#single-label")]
+    assert min(question["width"], answer["width"]) > 240 and answer["y"] > question["y"] + question["height"]
 
 
 async def test_the_keyboard_alone_is_enough(page_of):
