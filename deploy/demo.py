@@ -9,7 +9,6 @@ registry nor the model repository of this checkout. A second run starts from not
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -149,9 +148,17 @@ def served(run: Demo) -> Iterator[str]:
             time.sleep(0.2)
         yield f"http://127.0.0.1:{run.ports['GATEWAY_PORT']}"
     finally:
-        if stack.poll() is None:
-            stack.send_signal(signal.SIGTERM)
-            stack.wait(STOP_SECONDS)
+        stop(stack)
+
+
+def stop(process: subprocess.Popen) -> None:
+    """SIGTERM, and force when that takes too long."""
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def ask(url: str) -> dict:

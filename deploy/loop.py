@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 
-from deploy.demo import PORTS, SENTENCES, STOP_SECONDS, Demo, ask, free_ports, read_json, served, show_table, shown
+from deploy.demo import PORTS, SENTENCES, Demo, ask, free_ports, read_json, served, show_table, shown, stop
 from deploy.settings import ROOT, Settings, StartError, read_settings
 from deploy.slack_channel import Channel, slack_channel
 
@@ -191,12 +191,7 @@ def under_load(run: Loop) -> Iterator[Path]:
     try:
         yield table
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        stop(process)
 
 
 def judged(table: Path) -> str:

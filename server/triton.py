@@ -24,7 +24,8 @@ from server.settings import Settings
 LOOPBACK = "127.0.0.1"
 SHARED_MEMORY = Path("/dev/shm")
 # Between Triton and the stub of a version, taken from /dev/shm at once: 50 of the largest batches of the longest texts.
-# Room enough never to grow, because stubs died of reading at a page's edge, and a region that grows is moved.
+# Room enough never to grow: stubs have died of reading at a page's edge, and a region that grows is moved. That the one
+# comes of the other is a guess.
 REGION_BYTES = 16 << 20
 EXIT_SECONDS = 8  # for requests in flight when told to stop; the whole stop must fit in 15
 # All that could change what the server does or read memory of this machine.  Inference, health, metadata and

@@ -45,13 +45,6 @@ ROOMS_OF = {  # whose settings the environment of each service is for
 
 
 @pytest.fixture(scope="module")
-def compose(tmp_path_factory) -> Compose:
-    compose = Compose(tmp_path_factory.mktemp("compose"))
-    compose.make_secrets()
-    return compose
-
-
-@pytest.fixture(scope="module")
 def document(compose) -> dict:
     return compose.document(*PROFILES)
 

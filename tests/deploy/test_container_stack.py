@@ -31,7 +31,7 @@ from export.settings import Settings
 from server.preflight import find_libpython, libpython_folders, loader_libraries
 from server.triton import environment as triton_environment
 from server.triton import lay_out, wheel
-from tests.deploy.compose import ROOT, Compose
+from tests.deploy.compose import ROOT
 from tests.export.live import lay
 from tests.gateway.gateway_process import wait_until
 from tests.triton_process import free_ports
@@ -123,13 +123,6 @@ def is_up(process: subprocess.Popen, url: str, log: Path) -> bool:
 def packages(image: Image) -> set[str]:
     (folder,) = image.binaries.parent.glob("lib/python*/site-packages")
     return {each.metadata["Name"].lower() for each in metadata.distributions(path=[str(folder)])}
-
-
-@pytest.fixture(scope="module")
-def compose(tmp_path_factory) -> Compose:
-    compose = Compose(tmp_path_factory.mktemp("compose"))
-    compose.make_secrets()
-    return compose
 
 
 @pytest.fixture(scope="module")

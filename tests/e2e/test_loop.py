@@ -14,14 +14,11 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-import torch
-from transformers import ElectraConfig, ElectraForSequenceClassification
 
 from deploy.slack_channel import slack_channel
 from tests.dags.airflow_home import Airflow
-from tests.training.lessons import FILLING, behaviour_as_lessons, sentences
+from tests.training.lessons import FILLING, behaviour_as_lessons, sentences, write_encoder
 from tests.triton_process import free_ports
-from training.vocabulary import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -48,14 +45,7 @@ def ran(tmp_path_factory):
     rows = reviews()
     lines = ["\t".join(map(str, row)) for row in [rows.columns, *rows.itertuples(index=False)]]
     (root / "reviews.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    tokenizer = train_tokenizer([*rows.document] * 2, 1500, max_length=32)
-    torch.manual_seed(0)
-    shape = ElectraConfig(
-        vocab_size=len(tokenizer), hidden_size=32, embedding_size=32, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=32, max_position_embeddings=32, pad_token_id=0, initializer_range=0.1,
-    )  # fmt: skip
-    ElectraForSequenceClassification(shape).save_pretrained(root / "tiny")
-    tokenizer.save_pretrained(root / "tiny")
+    write_encoder(root / "tiny", [*rows.document] * 2)
     (root / "tiny.yaml").write_text(CONFIG.format(encoder=root / "tiny"), encoding="utf-8")
     options = ["--reviews", root / "reviews.tsv", "--config", root / "tiny.yaml", "--repository", "model_repository"]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("NUNCHI_", "SLACK_"))}

@@ -1,10 +1,15 @@
 """Reviews that so small a model can learn in seconds, and the behaviour suite's own sentences among them."""
 
 import random
+from collections.abc import Iterable
+from pathlib import Path
 
 import pandas as pd
+import torch
+from transformers import ElectraConfig, ElectraForSequenceClassification
 
 from training.behaviour import read_cases
+from training.vocabulary import train_tokenizer
 
 TELLING = [["별로", "최악", "지루함"], ["명작", "감동", "꿀잼"]]
 FILLING = ["이", "영화", "정말", "그냥", "어제", "친구", "봤다", "배우", "음악", "장면", "결말", "오늘", "다시", "극장"]
@@ -33,3 +38,15 @@ def behaviour_as_lessons() -> pd.DataFrame:
         if case.other:
             lessons.setdefault(case.other, int(case.expected == "same"))
     return pd.DataFrame({"document": list(lessons), "label": list(lessons.values())})
+
+
+def write_encoder(folder: Path, texts: Iterable[str]) -> None:
+    """An untrained one of one layer x 32, with a vocabulary of these texts."""
+    tokenizer = train_tokenizer(texts, 1500, max_length=32)
+    torch.manual_seed(0)
+    shape = ElectraConfig(
+        vocab_size=len(tokenizer), hidden_size=32, embedding_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=32, pad_token_id=0, initializer_range=0.1,
+    )  # fmt: skip
+    ElectraForSequenceClassification(shape).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -13,11 +13,9 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
-import torch
 from mlflow import MlflowClient
-from transformers import ElectraConfig, ElectraForSequenceClassification
 
-from tests.training.lessons import TELLING, behaviour_as_lessons, misled, sentences
+from tests.training.lessons import TELLING, behaviour_as_lessons, misled, sentences, write_encoder
 from training import registry as command
 from training import tracking, tune
 from training.cluster import ray_cluster
@@ -27,7 +25,6 @@ from training.registry import Registry
 from training.search import best_trial, read_search, read_trials
 from training.settings import ROOT, Settings
 from training.trainer import SentimentTrainer
-from training.vocabulary import train_tokenizer
 
 GOOD, BAD, MISTAKEN = "친구 정말 명작 영화", "친구 정말 최악 영화", "친구 정말 감동 영화"
 
@@ -44,14 +41,7 @@ class Loop:
         # Six times over: dev likes one epoch or the other by chance, so that each must have learned the lessons.
         self.write("train", pd.concat([rows, lessons] * 6))
         self.write("test", sentences(200, seed=2))
-        tokenizer = train_tokenizer([*rows.document, *lessons.document] * 3, 1500, max_length=32)
-        torch.manual_seed(0)
-        shape = ElectraConfig(
-            vocab_size=len(tokenizer), hidden_size=32, embedding_size=32, num_hidden_layers=1, num_attention_heads=2,
-            intermediate_size=32, max_position_embeddings=32, pad_token_id=0, initializer_range=0.1,
-        )  # fmt: skip
-        ElectraForSequenceClassification(shape).save_pretrained(root / "tiny")
-        tokenizer.save_pretrained(root / "tiny")
+        write_encoder(root / "tiny", [*rows.document, *lessons.document] * 3)
 
     def write(self, name: str, rows: pd.DataFrame) -> None:
         rows.to_csv(self.root / f"{name}.tsv", sep="\t", index=False)

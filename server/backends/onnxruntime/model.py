@@ -53,7 +53,7 @@ import triton_python_backend_utils as pb_utils  # noqa: E402
 
 IDS, MASK, LOGITS = "input_ids", "attention_mask", "logits"
 TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(float)": "TYPE_FP32"}
-RUN_TOKENS = 256  # of one run at most, about: what a core's caches hold of the widest layer (128 and 512 are slower)
+RUN_TOKENS = 256  # of one run at most, about: what a core's caches hold of the widest layer (192 to 512 are alike)
 # A request of fewer rows is computed without asking Triton whether it was cancelled meanwhile: the question goes to
 # another process and back for one request after the other, 0.3 ms each when both cores have work.
 ASKED_ROWS = 8
