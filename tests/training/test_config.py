@@ -40,14 +40,15 @@ def test_every_shipped_config_is_whole_and_prints_as_itself(path, tmp_path):
 
 
 def test_the_shipped_configs_are_what_their_names_say():
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {"nano", "kcbert", "kcelectra", "stars", "demo"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {"nano", "kcbert", "kcelectra", "stars", "demo", "loop"}
     configs = {path.stem: load_config(path, []) for path in CONFIGS.glob("*.yaml")}
     assert load_config(None, []) == configs["nano"]
     assert [configs[name].model.encoder for name in ("kcbert", "kcelectra", "stars")] == [
         "kcbert-base", "kcelectra-base", "nano",
     ]  # fmt: skip
     assert configs["stars"].dataset.labels == STARS
-    assert configs["demo"].dataset.kind == "sample" and configs["demo"].tune.trials <= 3
+    for name in ("demo", "loop"):
+        assert configs[name].dataset.kind == "sample" and configs[name].tune.trials <= 3
 
 
 def test_an_empty_file_and_empty_sections_mean_the_defaults(tmp_path):
