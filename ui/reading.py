@@ -134,12 +134,12 @@ class Reader:
         parts = self.parts
         return {
             parts.status: status,
-            parts.label: gr.update(value=None, visible=False),
+            parts.label: gr.Label(value=None, visible=False),
             parts.facts: "",
             parts.shown: None,
-            parts.weights: gr.update(value=None, visible=False),
+            parts.weights: gr.HighlightedText(value=None, visible=False),
             parts.weights_status: "",
-            parts.figures: gr.update(value=[]),
+            parts.figures: gr.Dataframe(value=[]),
         }
 
     async def _show(self, text: str, answer: Answer) -> Changes:
@@ -153,7 +153,7 @@ class Reader:
         )
         return {
             parts.status: "",
-            parts.label: gr.update(
+            parts.label: gr.Label(
                 value={names.get(name, name): share for name, share in row.probabilities.items()}, visible=True
             ),
             parts.facts: "\n".join(f"- {fact}" for fact in facts),
@@ -164,9 +164,9 @@ class Reader:
                 "label": row.label,
                 "confidence": row.confidence,
             },
-            parts.weights: gr.update(value=[(text, None)], visible=True),
+            parts.weights: gr.HighlightedText(value=[(text, None)], visible=True),
             parts.weights_status: "",
-            parts.figures: gr.update(value=[]),
+            parts.figures: gr.Dataframe(value=[]),
         }
 
     async def _label_names(self) -> dict[str, str]:
@@ -193,7 +193,7 @@ class Reader:
         return {
             parts.weights: [(piece, points(weight)) for piece, weight in weighted],
             parts.weights_status: notice(words("weights_about")),
-            parts.figures: gr.update(value=sorted(figures, key=lambda figure: -abs(figure[1]))),
+            parts.figures: gr.Dataframe(value=sorted(figures, key=lambda figure: -abs(figure[1]))),
         }
 
     def _remember(self, text: str, answer: Answer, visit: Visit) -> Changes:
@@ -208,8 +208,8 @@ class Reader:
             # Gradio deletes what lies in its cache, by the clock of ui/app.py.
             cached = save_file_to_cache(file, cache_dir=self.parts.download.GRADIO_CACHE)
         return {
-            self.parts.history: gr.update(value=[list(row) for row in visit.history]),
-            self.parts.download: gr.update(value=cached, interactive=True),
+            self.parts.history: gr.Dataframe(value=[list(row) for row in visit.history]),
+            self.parts.download: gr.DownloadButton(value=cached, interactive=True),
         }
 
 
@@ -232,6 +232,9 @@ def points(weight: float | None) -> str | None:
 async def _newest(visit: Visit, changes: AsyncIterator[Changes]) -> AsyncIterator[Changes]:
     """The changes as long as the visitor asks nothing newer, each with those before it: of changes that come in quick
     succession, Gradio's browser side takes only the last.
+
+    A change is a component, never `gr.update()`: out of such a dictionary Gradio takes the value when it sends it, so
+    that the second time it would be said without.
     """
     visit.questions += 1
     this = visit.questions

@@ -72,6 +72,23 @@ async def test_typing_asks_once_it_rests_and_the_answer_is_of_the_last_text(page
     await expect(page.locator("#single-label h2")).to_have_count(0)
 
 
+async def test_what_arrives_in_one_burst_is_shown_whole(page_of):
+    """A busy browser takes only the last of several changes: every change must hold all that was said before."""
+    page = await page_of("ko")
+    await page.locator("#single-past button").first.click()
+    await page.locator("#single-live input").uncheck()
+
+    async def held_back(route):
+        await route.fulfill(response=await route.fetch())  # which waits for the end of the stream
+
+    await page.route("**/queue/data*", held_back)
+    await ask(page, "영화 정말 좋다")
+    await expect(page.locator("#single-label h2")).to_have_text("긍정")
+    await expect(page.locator("#single-weights")).to_contain_text("+")
+    await expect(page.locator("#single-history")).to_contain_text("영화 정말 좋다")
+    await expect(page.locator("#single-download")).to_be_enabled()
+
+
 async def test_without_live_reading_only_the_button_asks(page_of, shared_app):
     page = await page_of("ko")
     await ask(page, "영화 좋다")
