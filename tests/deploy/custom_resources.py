@@ -1,8 +1,8 @@
 """The custom resources that deploy/k8s uses: every field there is, and of what type.
 
 No package registry carries KubeRay's definitions, so RAY_SERVICE and RAY_JOB are tables of our own: all of `spec` that
-is KubeRay's, written down on 30 November 2026 from ray-project/kuberay at commit 02a80a6, which is later than release
-1.7.  They are of helm-chart/kuberay-operator/crds/ray.io_rayservices.yaml and, for RayJob, of `jobTemplate` in
+is KubeRay's, written down on 30 November 2026 from ray-project/kuberay at commit 02a80a6, a nightly version and not a
+release.  They are of helm-chart/kuberay-operator/crds/ray.io_rayservices.yaml and, for RayJob, of `jobTemplate` in
 ray-operator/config/crd/bases/ray.io_raycronjobs.yaml: the same Go type (ray.io_rayjobs.yaml was not to be had at that
 commit).  Defaults are not filled in, so what is required has to be there.  What is refused beyond that: refusals.py.
 Pods, services, variables and the rules of network policies are Kubernetes' own, and checked as such.

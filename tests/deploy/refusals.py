@@ -3,8 +3,8 @@
 These are the rules of KubeRay's CRDs, but for those that need an older object, and what the operator refuses although
 the CRD takes it, for a RayCluster that a RayService or a RayJob makes: in our words, from
 ray-operator/controllers/ray/utils/validation.go at the commit that custom_resources.py names.  Refused here and not
-always there: what has a feature gate that is off in 1.7, and the older way to tell of Redis, by variables and
-annotations.  Left out: the order in time of deletionRules, runtimeEnvYAML being YAML, ray.io/initializing-timeout.
+always there: what has a feature gate since 1.7 (taken to be off), and the older way to tell of Redis, by variables
+and annotations.  Left out: the order in time of deletionRules, runtimeEnvYAML being YAML, ray.io/initializing-timeout.
 """
 
 import re
