@@ -45,9 +45,11 @@ from loadtest.systems import System
 from loadtest.texts import NoTexts
 
 BATCH = 64  # texts of one request where batches are asked
+LEAST_TURNS = 4  # of every caller of wrk, which says nothing of fewer answers than it has callers
 BATCH_CALLERS = 2  # more texts at once than the gateway lets in would measure its refusals
 FEWEST_ADDED, MOST_ADDED = 30, 500  # requests by which the gateway is compared with Triton
 WARM_SECONDS = 2.0
+INTERRUPTED = "interrupted"
 
 
 class Bench:
@@ -67,7 +69,7 @@ class Bench:
         self.half: dict | None = None
         self.generators: list[dict] = []
         self.capacity: dict | None = None
-        self.cut = False
+        self.cut: str | None = None  # why it ended before its end
         self._began = self._seconds()
 
     def _ours(self) -> list[System]:
@@ -202,7 +204,9 @@ class Bench:
             door = system.doors[0]
             with self._alone(system):
                 _say(f"wrk: {door.name}")
-                found.append(generators.wrk(tools, door, self.most, options.seconds, self.folder))
+                rate = statistics.median(turn.per_second for turn in self.turns[door.name, self.most])
+                seconds = max(options.seconds, LEAST_TURNS * self.most / max(rate, 1.0))
+                found.append(generators.wrk(tools, door, self.most, seconds, self.folder))
         door = self.ours.doors[1]
         for callers in sorted({1, self.most} & set(options.levels)):
             _say(f"perf_analyzer: {door.name}, {callers} callers")
@@ -241,10 +245,11 @@ class Bench:
 
 
 def run(options: argparse.Namespace) -> dict:
-    """Start, measure, stop; the content of bench.json. Interrupted, it is what was seen until then, marked ``cut``.
+    """Start, measure, stop; the content of bench.json. What was seen until it was interrupted, or a generator failed,
+    is kept, and ``cut`` says why there is no more.
 
     Raises:
-        CannotPrepare, NotStarted, NoGenerator, NoTexts: with one sentence.
+        CannotPrepare, NotStarted, NoTexts: with one sentence.
         KeyboardInterrupt: before anything was seen.
     """
     started = datetime.now(UTC)
@@ -266,7 +271,9 @@ def run(options: argparse.Namespace) -> dict:
         except KeyboardInterrupt:
             if not bench.rows():
                 raise
-            bench.cut = True
+            bench.cut = INTERRUPTED
+        except generators.NoGenerator as exc:
+            bench.cut = str(exc)
         strangers = bench.strangers()
     document = bench.document() | {
         "date": started.isoformat(timespec="seconds"),
@@ -353,14 +360,13 @@ def main(argv: list[str] | None = None) -> int:
         CannotPrepare,
         NoTexts,
         systems.NotStarted,
-        generators.NoGenerator,
         InferenceServerException,
         OSError,
     ) as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+        print(f"error: {INTERRUPTED}", file=sys.stderr)
         return 130
     (options.output / "bench.json").write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
     write_html(document, options.output / "bench.html")
@@ -370,8 +376,8 @@ def main(argv: list[str] | None = None) -> int:
     for complaint in found:
         print(f"failed: {complaint}")
     if document["cut"]:
-        print("error: interrupted; this is what was seen until then", file=sys.stderr)
-        return 130
+        print(f"error: {document['cut']}; this is what was seen until then", file=sys.stderr)
+        return 130 if document["cut"] == INTERRUPTED else 2
     return 1 if found else 0
 
 

@@ -75,7 +75,7 @@ def _page(document: dict) -> Iterator[str]:
         f"{html.escape(model['texts'])}, natural lengths, {tokens} on average.",
     ]
     if document["cut"]:
-        facts.append("<b>This run was interrupted; these are the figures until then.</b>")
+        facts.append(f"<b>This run ended early ({html.escape(document['cut'])}); these are the figures until then.</b>")
     yield "".join(f"<p>{fact}</p>" for fact in facts)
     yield "<h2>Promises</h2>" + _table(
         ["", "seen", "wanted", ""],

@@ -134,11 +134,17 @@ def test_promises_are_judged_by_the_rows_of_one_run():
 
 
 def test_a_run_that_was_cut_short_says_so_and_claims_what_it_saw(document, tmp_path):
-    cut = document | {"cut": True, "rows": document["rows"][:1], "overhead": None, "half": None, "generators": []}
+    cut = document | {
+        "cut": "wrk <failed>",
+        "rows": document["rows"][:1],
+        "overhead": None,
+        "half": None,
+        "generators": [],
+    }
     assert [claim["what"].split()[0] for claim in claims(cut)] == ["gateway", "single"]
     assert claims(cut | {"rows": []}) == []
     write_html(cut | {"claims": claims(cut)}, tmp_path / "cut.html")
-    assert "This run was interrupted" in (tmp_path / "cut.html").read_text(encoding="utf-8")
+    assert "ended early (wrk &lt;failed&gt;)" in (tmp_path / "cut.html").read_text(encoding="utf-8")
 
 
 def test_a_door_that_is_closed_counts_as_failures():

@@ -236,7 +236,7 @@ def test_three_labels_have_a_registry_of_their_own_under_the_same_var(loop, weak
     assert version.metrics["f1"] > 0.9
     assert command.main(["promote", "1"]) == 0, capsys.readouterr().err
     assert_the_file_is_what_mlflow_says(settings, {1: "Champion"})
-    assert reading("친구 정말 그럭저럭 영화") == ("1", "중립")
+    assert reading(so_so.document.iloc[0]) == ("1", "중립")  # of test: what it was taught are sentences as long as this
     assert reading(GOOD) == ("1", "긍정")
     monkeypatch.delenv("NUNCHI_REGISTERED_MODEL")
     assert set(SentimentPredictor(1).labels) == {"negative", "positive"}  # not the version 1 that was fetched last
