@@ -44,8 +44,8 @@ def wrk(tools: Path, door: HttpDoor, callers: int, seconds: float, folder: Path)
     headers = [word for name, value in door.headers.items() for word in ("-H", f"{name}: {value}")]
     command = [tools / "wrk", "-t1", f"-c{callers}", f"-d{max(round(seconds), 1)}s", "--timeout", "30s", "--latency"]
     output = _run([*command, "-s", SCRIPT, *headers, door.url], seconds, {"BODIES": str(bodies)})
-    percentiles = dict(re.findall(r"^ +(\d+)% +(\d\S*)$", output, re.MULTILINE))
-    if not percentiles:
+    percentiles = dict(re.findall(r"^ +(\d+)% +(\d\S*) *$", output, re.MULTILINE))
+    if re.search(r"^ +0 requests in", output, re.MULTILINE):
         raise NoGenerator(f"wrk had no answer of {door.name} within {seconds:g} s")
     errors = [int(count) for count in re.search(r"failed: (.*)", output)[1].split() if count.isdigit()]
     return {

@@ -4,11 +4,15 @@ import json
 import os
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from html.parser import HTMLParser
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 
-from loadtest import measure, roofline
+from loadtest import generators, measure, roofline
 from loadtest.bench import complaints
 from loadtest.claims import claims
 from loadtest.doors import HttpDoor
@@ -145,6 +149,31 @@ def test_a_run_that_was_cut_short_says_so_and_claims_what_it_saw(document, tmp_p
     assert claims(cut | {"rows": []}) == []
     write_html(cut | {"claims": claims(cut)}, tmp_path / "cut.html")
     assert "ended early (wrk &lt;failed&gt;)" in (tmp_path / "cut.html").read_text(encoding="utf-8")
+
+
+def test_wrk_counts_seconds_and_an_answer_that_does_not_come_is_said(tmp_path):
+    class Slow(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            time.sleep(1.1)
+            with suppress(OSError):  # who asked has left
+                self.send_response(200)
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    tools = generators.install()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        door = HttpDoor("slow", [b"{}"], url=f"http://127.0.0.1:{server.server_port}/")
+        assert generators.wrk(tools, door, 2, 4, tmp_path)["milliseconds"]["p50"] >= 1100
+        with pytest.raises(generators.NoGenerator, match="no answer of slow within 1 s"):
+            generators.wrk(tools, door, 1, 1, tmp_path)
+        server.shutdown()
 
 
 def test_a_door_that_is_closed_counts_as_failures():
