@@ -75,7 +75,10 @@ class Stack:
 
     def leftovers(self) -> dict[str, list]:
         """What a stopped stack has left behind; every list should be empty."""
-        shm = [path.name for path in Path("/dev/shm").iterdir() if path.name not in self.shm_before]
+        started_since = [path.name for path in Path("/dev/shm").iterdir() if path.name not in self.shm_before]
+        lines = [" ".join(each.info["cmdline"] or []) for each in psutil.process_iter(["cmdline"])]
+        prefixes = [found[0] for line in lines for found in re.finditer(r"nunchi_[0-9a-f]+_", line)]
+        shm = [name for name in started_since if not name.startswith(tuple(prefixes))]  # of a Triton that runs: others'
         listening = {item.laddr.port for item in psutil.net_connections("tcp") if item.status == psutil.CONN_LISTEN}
         return {
             "processes": [process for process in self.started if process.is_running()

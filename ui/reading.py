@@ -200,6 +200,8 @@ class Reader:
         (row,) = answer.predictions
         label = row.label if self.words.language == "ko" else row.prediction
         at = datetime.now().strftime("%H:%M:%S")
+        if visit.history and visit.history[0][1] == text:  # a click may overtake the news that the text has changed
+            del visit.history[0]
         visit.history.insert(0, (at, text, label, round(100 * row.confidence, 1), answer.version))
         del visit.history[MAX_HISTORY:]
         with tempfile.TemporaryDirectory() as folder:

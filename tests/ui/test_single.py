@@ -110,7 +110,7 @@ async def test_an_example_is_read_when_it_is_picked(page_of):
     await expect(page.locator("#single-label h2")).to_be_visible()
 
 
-async def test_the_history_of_the_visit_can_be_taken_along_and_is_safe_in_a_spreadsheet(page_of, tmp_path):
+async def test_the_history_of_the_visit_can_be_taken_along_and_is_safe_in_a_spreadsheet(page_of, shared_app, tmp_path):
     page = await page_of("ko")
     await page.locator("#single-past button").first.click()
     await expect(page.locator("#single-download")).to_be_disabled()
@@ -118,6 +118,11 @@ async def test_the_history_of_the_visit_can_be_taken_along_and_is_safe_in_a_spre
         await ask(page, text)
         await expect(page.locator("#single-history tbody tr").first).to_contain_text(text)
     await expect(page.locator("#single-history")).to_contain_text("영화 좋다")
+    asked = asked_alone(shared_app)
+    await page.locator("#single-ask").click()  # the same text once more: no row more
+    while asked_alone(shared_app) == asked:
+        await page.wait_for_timeout(100)
+    await page.wait_for_timeout(500)
     async with page.expect_download() as download:
         await page.locator("#single-download").click()
     file = tmp_path / (await download.value).suggested_filename
