@@ -2,25 +2,6 @@
 
 import signal
 
-# Files that take minutes, the longest first: of two processes that take one file after the other, none ends long before
-# the other then.
-LONGEST = (
-    "e2e/test_loop.py",
-    "training/test_tracking.py",
-    "training/test_registry.py",
-    "training/test_tune.py",
-    "training/test_collection.py",
-    "e2e/test_demo.py",
-    "dags/test_airflow.py",
-    "dags/test_dags.py",
-    "e2e/test_up_and_down.py",
-    "training/test_loop.py",
-    "training/test_encoders.py",
-    "gateway/test_cluster.py",
-    "server/test_supervision.py",
-    "gateway/test_lifecycle.py",
-)
-
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -41,5 +22,3 @@ def pytest_collection_modifyitems(config, items):
         if not config.getoption(f"--{name}"):
             config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(name)])
             items[:] = [item for item in items if not item.get_closest_marker(name)]
-    places = {f"tests/{file}": place for place, file in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.location[0], len(places)))

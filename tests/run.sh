@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # `make test`: every test once, and what failed once more.
 #
-# Two processes take one file after the other, the longest first; what looks at a loaded machine (tests/chaos) has it alone.
-# A test that fails is asked again when nothing else runs: twice is red, once is told.
+# Rooms whose tests start small servers of their own run in two processes; what looks at a loaded machine, drives a browser or
+# starts the whole stack runs alone. A test that fails is asked again when nothing else runs: twice is red, once is told.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
+together=(tests/test_house.py tests/test_security.py tests/deploy tests/export tests/gateway tests/server tests/training)
 
 echo "tests: the tools that some of them need"
 deploy/setup.sh airflow
@@ -13,11 +14,11 @@ deploy/chromium.sh >/dev/null
 deploy/java.sh >/dev/null
 deploy/prometheus/install.sh >/dev/null
 
+echo "tests: ${together[*]}"
 status=0
-echo "tests: two at a time"
-"$python" -m pytest --cache-clear --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore=tests/chaos || status=$?
-echo "tests: tests/chaos, alone"
-"$python" -m pytest tests/chaos || status=$?
+"$python" -m pytest --cache-clear --numprocesses 2 --dist loadfile "${together[@]}" || status=$?
+echo "tests: all others"
+"$python" -m pytest "${together[@]/#/--ignore=}" || status=$?
 ((status == 0)) && exit
 
 ((status == 1)) || exit "$status" # 1: tests failed; anything else is no matter of luck
