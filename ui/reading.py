@@ -40,11 +40,11 @@ Changes = dict[Any, Any]  # new values by component
 
 @dataclass
 class Visit:
-    """One visitor, as long as the page is open: rows of the history, newest first, and the number of the latest
-    question.
+    """One visitor, as long as the page is open: rows of the history, newest first, and when the latest question was
+    asked, in milliseconds of the browser's clock: questions of a quick typist can arrive in another order.
     """
 
-    questions: int = 0
+    asked_at: float = 0.0
     history: list[tuple[str, str, str, float, str]] = field(default_factory=list)
 
 
@@ -71,16 +71,16 @@ class Reader:
     words: Words
     parts: Parts
 
-    async def read(self, text: str, visit: Visit) -> AsyncIterator[Changes]:
+    async def read(self, text: str, visit: Visit, at: float) -> AsyncIterator[Changes]:
         yield self._unchanged
-        async for changes in _newest(visit, self._read(whole(text), visit)):
+        async for changes in _newest(visit, at, self._read(whole(text), visit)):
             yield changes
 
-    async def read_typed(self, text: str, visit: Visit, live: bool) -> AsyncIterator[Changes]:
+    async def read_typed(self, text: str, visit: Visit, at: float, live: bool) -> AsyncIterator[Changes]:
         """The same once the visitor has stopped typing, where they want that; the history waits a little longer."""
         yield self._unchanged
         if live:
-            async for changes in _newest(visit, self._read_typed(whole(text), visit)):
+            async for changes in _newest(visit, at, self._read_typed(whole(text), visit)):
                 yield changes
 
     @property
@@ -231,19 +231,18 @@ def points(weight: float | None) -> str | None:
     return f"{round(100 * weight):+d}" if weight and round(100 * weight) else None
 
 
-async def _newest(visit: Visit, changes: AsyncIterator[Changes]) -> AsyncIterator[Changes]:
+async def _newest(visit: Visit, at: float, changes: AsyncIterator[Changes]) -> AsyncIterator[Changes]:
     """The changes as long as the visitor asks nothing newer, each with those before it: of changes that come in quick
     succession, Gradio's browser side takes only the last.
 
     A change is a component, never `gr.update()`: out of such a dictionary Gradio takes the value when it sends it, so
     that the second time it would be said without.
     """
-    visit.questions += 1
-    this = visit.questions
+    visit.asked_at = max(visit.asked_at, at)
     said: Changes = {}
     async with aclosing(changes):
         async for change in changes:
-            if visit.questions != this:
+            if visit.asked_at > at:
                 return
             if change:
                 said |= change

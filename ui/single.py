@@ -17,6 +17,9 @@ EXAMPLES = [
     "안 좋다고 해서 걱정했는데 좋기만 하네요",
 ]
 
+# Run by the browser when a question leaves: says when that is.
+STAMP = "(text, visit, at, ...others) => [text, visit, performance.now(), ...others]"
+
 WORDS = {
     "text": ("글", "Text"),
     "placeholder": ("여기에 글을 적거나 붙여 넣어 보세요", "Write or paste Korean text here"),
@@ -71,7 +74,7 @@ WORDS = {
 
 def build(page: Page) -> None:
     words = page.words.of(WORDS)
-    visit = gr.State(Visit())
+    visit, at = gr.State(Visit()), gr.Number(visible=False)
     with gr.Row():
         with gr.Column(min_width=240):
             text, live, ask, examples = _question(words)
@@ -86,10 +89,10 @@ def build(page: Page) -> None:
         "show_progress": "hidden",
         "api_visibility": "private",
     }
-    gr.on([ask.click, text.submit], reader.read, [text, visit], **asked)
-    examples.load_input_event.then(reader.read, [text, visit], **asked)
+    gr.on([ask.click, text.submit], reader.read, [text, visit, at], js=STAMP, **asked)
+    examples.load_input_event.then(reader.read, [text, visit, at], js=STAMP, **asked)
     # Not `input`: Gradio dispatches that by key presses, and Korean comes from an input method, which makes none.
-    text.change(reader.read_typed, [text, visit, live], **asked)
+    text.change(reader.read_typed, [text, visit, at, live], js=STAMP, **asked)
 
 
 def _question(words: Words) -> tuple[gr.Textbox, gr.Checkbox, gr.Button, gr.Examples]:

@@ -1,5 +1,6 @@
 """한 문장 in a real browser: what is said about one text, while it is typed and after."""
 
+import asyncio
 import csv
 import re
 
@@ -57,6 +58,7 @@ async def test_the_words_show_what_they_weigh(page_of):
 
 async def test_typing_asks_once_it_rests_and_the_answer_is_of_the_last_text(page_of, shared_app):
     page = await page_of("ko")
+    shared_app.predict("영화")  # so that there is something to count from
     before = asked_alone(shared_app)
     await page.locator("#single-text textarea").press_sequentially(
         "영화 정말 싫다 지루 최악 그래도 결국은 좋다", delay=20
@@ -70,6 +72,32 @@ async def test_typing_asks_once_it_rests_and_the_answer_is_of_the_last_text(page
     await page.locator("#single-text textarea").fill("")
     await expect(page.locator("#single-status")).to_have_text("글을 적으면 여기에 답이 나와요.")
     await expect(page.locator("#single-label h2")).to_have_count(0)
+
+
+async def test_a_text_that_arrives_late_does_not_take_the_place_of_a_newer_one(page_of, shared_app):
+    page = await page_of("ko")
+    shared_app.predict("영화")  # so that there is something to count from
+    newer_is_there = asyncio.Event()
+    late = []
+
+    async def delayed(route):
+        if "지루" in (route.request.post_data or ""):
+            await newer_is_there.wait()
+            late.append(route)
+        await route.continue_()
+
+    await page.route("**/queue/join*", delayed)
+    text = page.locator("#single-text textarea")
+    await text.fill("영화 지루")
+    await text.fill("영화 좋다")
+    await expect(page.locator("#single-label h2")).to_have_text("긍정")
+    await expect(page.locator("#single-weights")).to_contain_text("+")
+    before = asked_alone(shared_app)
+    newer_is_there.set()
+    await page.wait_for_timeout(1500)
+    assert late
+    assert asked_alone(shared_app) == before
+    await expect(page.locator("#single-label h2")).to_have_text("긍정")
 
 
 async def test_what_arrives_in_one_burst_is_shown_whole(page_of):
