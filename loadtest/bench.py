@@ -45,8 +45,8 @@ from loadtest.systems import System
 from loadtest.texts import NoTexts
 
 BATCH = 64  # texts of one request where batches are asked
-LEAST_TURNS = 4  # of every caller of wrk, which says nothing of fewer answers than it has callers
 BATCH_CALLERS = 2  # more texts at once than the gateway lets in would measure its refusals
+LEAST_TURNS = 4  # of every caller of wrk, which says nothing of fewer answers than it has callers
 FEWEST_ADDED, MOST_ADDED = 30, 500  # requests by which the gateway is compared with Triton
 WARM_SECONDS = 2.0
 INTERRUPTED = "interrupted"
