@@ -107,6 +107,9 @@ def environment(layout: Layout) -> dict[str, str]:
             [str(wheel().parent.parent / "nvidia_pytriton.libs"), str(layout.libraries)]
         ),
         "LC_ALL": "C.UTF-8",
+        # Weights in pages of 2 MiB, where the kernel gives those to who asks: in pages of 4 KiB, finding them takes a
+        # tenth of the time of a large model (export/EXPERIMENTS.md).
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     }
 
 

@@ -1,5 +1,7 @@
 import os
+import re
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -40,7 +42,7 @@ def test_the_environment_finds_this_python_and_lets_nothing_else_through(layout,
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("PYTHONPATH", "/somewhere")
     variables = environment(layout)
-    assert set(variables) == {"PATH", "LD_LIBRARY_PATH", "LC_ALL"}
+    assert set(variables) == {"PATH", "LD_LIBRARY_PATH", "LC_ALL", "GLIBC_TUNABLES"}
     assert variables["PATH"].split(":")[0] == str(Path(sys.executable).parent)
     libraries = [Path(folder) for folder in variables["LD_LIBRARY_PATH"].split(":")]
     assert libraries == [wheel().parent.parent / "nvidia_pytriton.libs", layout.libraries]
@@ -86,12 +88,22 @@ def test_an_admin_key_of_the_user_is_not_written_down(tmp_path):
     assert not (tmp_path / "run" / "triton-admin-key").exists()
 
 
-def test_the_running_server_sees_three_variables_and_listens_on_the_loopback_address_only(shared_triton):
+def test_what_the_process_of_a_model_allocates_lies_in_large_pages_where_the_kernel_has_them(layout):
+    program = "weights = b'x' * (64 << 20); print(open('/proc/self/smaps_rollup').read())"
+    variables = environment(layout) | {"LD_LIBRARY_PATH": ""}  # the fixture's library is an empty file
+    ended = subprocess.run([sys.executable, "-c", program], env=variables, capture_output=True, text=True)
+    (kibibytes,) = re.findall(r"AnonHugePages: +(\d+) kB", ended.stdout)
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    has_them = setting.exists() and "[never]" not in setting.read_text(encoding="ascii")
+    assert (int(kibibytes) >= 32 << 10) == has_them
+
+
+def test_the_running_server_sees_four_variables_and_listens_on_the_loopback_address_only(shared_triton):
     children = psutil.Process(shared_triton.process.pid).children(recursive=True)
     assert len(children) == 2
     triton, stub = children
-    assert set(triton.environ()) == {"PATH", "LD_LIBRARY_PATH", "LC_ALL"}
-    assert set(stub.environ()) <= {"PATH", "LD_LIBRARY_PATH", "LC_ALL", "PWD", "SHLVL", "_"}
+    assert set(triton.environ()) == {"PATH", "LD_LIBRARY_PATH", "LC_ALL", "GLIBC_TUNABLES"}
+    assert set(stub.environ()) <= {"PATH", "LD_LIBRARY_PATH", "LC_ALL", "GLIBC_TUNABLES", "PWD", "SHLVL", "_"}
     listening = {each.laddr for each in triton.net_connections() if each.status == psutil.CONN_LISTEN}
     assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
     assert {address.port for address in listening} == {

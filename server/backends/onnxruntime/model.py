@@ -7,7 +7,7 @@ one is refused without harming its neighbours.
 
 The batch is cut into runs of rows of like length, one run per core at a time, each on a thread of its own: attention
 then pads little, a run's matrices stay in the caches of its core, and no operator waits for the slower half of itself
-(export/EXPERIMENTS.md has the figures).  Fewer rows than cores are one run that all cores share.
+(export/EXPERIMENTS.md has the figures).  Of a large model, no more rows than cores are one run that all cores share.
 
 It reads the same config.pbtxt keys as NVIDIA's C++ backend of that name, so one repository serves under both.  Not
 covered, because the C++ backend in a container is the way there: GPUs, other execution providers, models that are not
@@ -54,6 +54,11 @@ import triton_python_backend_utils as pb_utils  # noqa: E402
 IDS, MASK, LOGITS = "input_ids", "attention_mask", "logits"
 TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(float)": "TYPE_FP32"}
 RUN_TOKENS = 256  # of one run at most, about: what a core's caches hold of the widest layer (192 to 512 are alike)
+# Of a model file from which on cores share a run: below, an operator takes less time than it takes to wake a thread
+# (layers 256 wide: 6 to 18 MB; 768 wide: 46 MB and more).
+SHARED_BYTES = 32 << 20
+# An idle thread of a shared run looks for its part of the next operator before it sleeps: about what lies between two.
+SPIN_MICROSECONDS = 20
 # A request of fewer rows is computed without asking Triton whether it was cancelled meanwhile: the question goes to
 # another process and back for one request after the other, 0.3 ms each when both cores have work.
 ASKED_ROWS = 8
@@ -76,21 +81,25 @@ class TritonPythonModel:
         model = folder / config["default_model_filename"]
         standing_back(lambda: check_sum(model, manifest))
         self.labels = len(manifest["labels"])
-        # ONNX Runtime settles the threads of a run when it makes the session, so there are two, and the weights twice.
-        self.wide = load_session(model, session_options(config))
-        check_graph(self.wide, config, labels=self.labels)
-        self.threads = self.wide.get_session_options().intra_op_num_threads
-        self.narrow = self.wide
+        options = session_options(config)
+        self.threads = options.intra_op_num_threads
+        # ONNX Runtime settles the threads of a run when it makes the session, so there may be two, with weights each.
+        self.shared = None
         if self.threads > 1:
             alone = session_options(config, threads=1)
             alone.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL  # so that it starts no threads at all
-            self.narrow = standing_back(lambda: load_session(model, alone))
+            self.alone = standing_back(lambda: load_session(model, alone))
+            if model.stat().st_size >= SHARED_BYTES:
+                self.shared = load_session(model, options)
+        else:
+            self.alone = load_session(model, options)
+        check_graph(self.alone, config, labels=self.labels)
         self.pool = ThreadPoolExecutor(self.threads)
         self.run_options = run_options(config)
         self.vocabulary = manifest["vocab_size"]
         self.longest = manifest["max_length"]
         self.padding = manifest["pad_token_id"]
-        standing_back(lambda: check_golden_rows(self.narrow, manifest))
+        standing_back(lambda: check_golden_rows(self.alone, manifest))
 
     def execute(self, requests: list) -> list:
         """Answer each request, in order."""
@@ -149,8 +158,9 @@ class TritonPythonModel:
         """Logits FP32 [rows, labels], in the order of the rows."""
         # Only the padding at the end is dropped: earlier columns carry the positions of the words after them.
         lengths = mask.shape[1] - mask[:, ::-1].argmax(axis=1)
-        runs = cut(lengths, self.threads)
-        session = self.narrow if len(runs) > 1 else self.wide
+        session, runs = self.alone, cut(lengths, self.threads)
+        if self.shared is not None and len(ids) <= self.threads:
+            session, runs = self.shared, [np.arange(len(ids))]
         logits = np.empty((len(ids), self.labels), np.float32)
 
         def run(rows: np.ndarray) -> None:
@@ -200,13 +210,8 @@ class TritonPythonModel:
 
 
 def cut(lengths: np.ndarray, threads: int) -> list[np.ndarray]:
-    """Row numbers, the longest first, in runs of about equal tokens: so many for each thread as RUN_TOKENS asks.
-
-    Fewer rows than threads stay together.
-    """
+    """Row numbers, the longest first, in runs of about equal tokens: so many for each thread as RUN_TOKENS asks."""
     order = np.argsort(-lengths, kind="stable")
-    if len(lengths) < threads:
-        return [order]
     lengths = lengths[order]
     tokens = lengths.sum()
     runs = threads * -(-tokens // (threads * RUN_TOKENS))
@@ -342,11 +347,11 @@ def session_options(config: dict, threads: int = 0) -> onnxruntime.SessionOption
     """ONNX Runtime's options from config.pbtxt, under the keys and with the meanings of the C++ backend.
 
     Ours are the default number of threads, the cores this process may use, where ONNX Runtime would take all, and that
-    idle threads sleep: spinning they take the cores that gateway and Triton need (2 cores, nano, 32 connections: 1.1 to
-    1.6 times the requests per second in two noisy pairs of runs, at 0.6 to 1.6 ms more for a request that comes alone).
+    idle threads soon sleep: spinning as long as they do by default, they take the cores that gateway and Triton need.
     """
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # and not at all between two runs
     options.intra_op_num_threads = threads or parameter(config, "intra_op_thread_count") or len(os.sched_getaffinity(0))
     options.inter_op_num_threads = parameter(config, "inter_op_thread_count") or 0
     options.enable_cpu_mem_arena = bool(parameter(config, "enable_mem_arena", 1))
