@@ -4,12 +4,13 @@ How many texts to let in at one time follows from what the model does now, not f
 Little's law, texts in flight = answers per second x seconds each takes, so a bound on the time is a bound on the
 texts: `limit` is what the model finishes in WAIT_SECONDS, and at least LEAST, below which a model that merges its
 requests would run half empty.  The rate is measured as BBR (Cardwell et al., ACM Queue 14, 2016) measures that of a
-path: only while there is enough to do.  Small requests and bulk have limits of their own, as the partitions of Netflix'
-concurrency-limits.
+path: only while there is enough to do, and the best of the last windows counts, as whatever disturbs makes it smaller.
+Small requests and bulk have limits of their own, as the partitions of Netflix' concurrency-limits.
 
 A line may have two causes.  Where more comes than the model can do, whoever waits makes all others wait, for as long as
 that lasts: the rest is refused at once.  Where no more comes than it usually can, it is the model that is slower for a
-moment (a release loads beside it, another process has the cores), and the line goes by itself: it may grow for a while.
+moment (a release loads beside it, another process has the cores), and the line goes by itself: it may grow for a while,
+and the longer the longer the model is silent.
 
 Triton's own queue has no bound and forgets nobody, so the gateway decides what enters it: at most a few full batches
 at a time.  Whatever waits at the gate costs nothing when its client leaves or its deadline passes, and a canary that
@@ -31,17 +32,18 @@ BULK_AT_ONCE = 2  # requests of any size: one being answered, one behind it
 BULK_TEXTS = 256  # of more but smaller ones: what those two have at Triton and at the gate (predict.CHUNKS_AT_ONCE)
 WAIT_SECONDS = 0.035  # a let-in request may take: a good deal longer than alone, and still soon
 PATIENCE_SECONDS = 0.25  # of work may wait beyond the limit, when it is the model that is slow
-LINE_SECONDS = 1.5  # for so long; then it is not for a moment that it is slow
+LINE_SECONDS = 4.0  # for so long; then it is not for a moment that it is slow
 CROWD = 1.5  # times the pace of the model, and it is not the model that is slow
 CROWD_SECONDS = 0.05  # over which it is looked at how much comes, at least
 HALT_SECONDS = 0.25  # of silence may have been a halt: of the machine, of a garbage collector, of the callers
 CROWD_TEXTS = 16  # and so many texts at the pace of the model
+SILENCE_SECONDS = 0.3  # without any answer, beyond what two turns take, and what has gathered may stay until it is gone
 STALL_SECONDS = 1.0  # without any answer, and it is not too much work that is the matter
 STALL_WORK_SECONDS = 3.0  # of work that may gather in a stall
-WINDOW_SECONDS = 0.5  # over which the rate is measured, at least
+WINDOW_SECONDS = 1.0  # over which the rate is measured, at least
 WINDOW_TURNS = 8  # and at least so many times what a request takes, for answers come in batches
 FULL_SECONDS = 0.25  # since the limit was reached, and the model still counts as busy: it answers in batches
-RATE_GAIN = 0.5  # how much of the newest window goes into the rate
+RATE_WINDOWS = 10  # of which the best is the rate
 EXPECTED_MOST = LEAST // 2  # places promised at one time, so that a crowd of slow bodies does not take all
 EXPECTED_SECONDS = 0.25  # after which whoever passed the door is not coming: its body is late, or was no prediction
 LONGEST_RETRY_SECONDS = 30
@@ -55,6 +57,7 @@ class Pace:
 
     def __init__(self) -> None:
         self.rate: float | None = None
+        self._rates: deque[float] = deque(maxlen=RATE_WINDOWS)
         self._answered = 0
         self._window_began = monotonic()
 
@@ -84,8 +87,8 @@ class Pace:
         if seconds < window:
             return
         if seconds < window + STALL_SECONDS:
-            rate = self._answered / seconds
-            self.rate = self.rate + RATE_GAIN * (rate - self.rate) if self.rate else rate
+            self._rates.append(self._answered / seconds)
+            self.rate = max(self._rates)
         self.restart(now)
 
 
@@ -132,7 +135,7 @@ class Admission:
         # When those who passed the door did, and have not come in yet.
         self._expected: deque[float] = deque(maxlen=EXPECTED_MOST)
         self._arrivals = Arrivals()
-        self._gathered = 0  # texts of small requests, in a stall
+        self._gathered = 0  # texts of small requests, while the model was silent
         self._last_answer = self._idle_since = monotonic()
         self._last_full = self._full_since = -math.inf
         self._refused = 0
@@ -215,20 +218,22 @@ class Admission:
 
     def _may_exceed(self, over: int) -> bool:
         """Whether so many more may wait beyond the limit, because it is not a crowd that has brought them there."""
-        rate = self.pace.rate
-        if self._stands_still():
+        now, rate = monotonic(), self.pace.rate
+        silent = self._silent_seconds(now)
+        if silent > STALL_SECONDS + self.pace.tolerated_seconds:
             return not rate or self._small + over <= STALL_WORK_SECONDS * rate
-        now = monotonic()
+        if rate and self._arrivals.rate(now) > CROWD * rate:
+            return False
+        if now - self._last_full <= FULL_SECONDS and now - self._full_since > LINE_SECONDS:
+            return False
         line = max(0.0, self._small - self.limit) + over
-        patience = SMALL + PATIENCE_SECONDS * rate if rate else LEAST
-        is_crowd = rate and self._arrivals.rate(now) > CROWD * rate
-        stands = now - self._last_full <= FULL_SECONDS and now - self._full_since > LINE_SECONDS
-        return line <= max(patience, self._gathered) and not is_crowd and not stands
+        patience = SMALL + max(PATIENCE_SECONDS, silent) * rate if rate else LEAST
+        return line <= patience + self._gathered
 
     def _is_full(self, now: float) -> None:
-        if self._stands_still():
+        if self._is_silent(now):
             self._gathered = self._small
-        if now - self._last_full > FULL_SECONDS or self._stands_still():
+        if self._is_silent(now) or now - self._last_full > FULL_SECONDS:
             self._full_since = now
         self._last_full = now
 
@@ -237,9 +242,13 @@ class Admission:
             window = max(CROWD_SECONDS, CROWD_TEXTS / self.pace.rate) if self.pace.rate else CROWD_SECONDS
             self._arrivals.came(texts, now, window)
 
-    def _stands_still(self) -> bool:
-        """Nothing is answered although there is something to answer; of bulk one cannot tell, it takes its time."""
-        return not self._bulk and monotonic() - self._last_answer > STALL_SECONDS + self.pace.tolerated_seconds
+    def _silent_seconds(self, now: float) -> float:
+        """Since the last answer, while there is something to answer; of bulk one cannot tell, it takes its time."""
+        return 0.0 if self._bulk or not self._small else now - self._last_answer
+
+    def _is_silent(self, now: float) -> bool:
+        limit = SILENCE_SECONDS + 2 * self.pace.tolerated_seconds if self.pace.rate else STALL_SECONDS
+        return self._silent_seconds(now) > limit
 
     def _enter(self, texts: int, now: float) -> None:
         self._came(texts, now)
@@ -268,6 +277,8 @@ class Admission:
             self._idle_since = monotonic()
 
     def _learn(self, texts: int, now: float) -> None:
+        if self.pace.rate and self._is_silent(now):
+            self.pace.restart(now)
         self._last_answer = now
         if texts <= SMALL:
             self.pace.answered(texts, now)

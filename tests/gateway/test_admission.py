@@ -205,7 +205,7 @@ def test_the_limit_follows_a_new_model_under_an_overload_that_never_ends(world, 
     world.offer(6000, 10)
     stale = world.admission.limit
     world.a, world.b = after  # promoted
-    world.offer(6000, 10)
+    world.offer(6000, 15)
     took, _ = world.offer(6000, 10)
     assert world.admission.pace.rate == pytest.approx(len(took) / 10, rel=0.1)
     assert (world.admission.limit > 1.5 * stale) if faster else (world.admission.limit < stale / 1.5)
@@ -247,6 +247,19 @@ def test_a_model_that_is_slower_for_a_moment_keeps_its_callers(world):
     assert refused == 0 and p99(took) < world.admission.pace.tolerated_seconds
 
 
+@pytest.mark.parametrize("silence", [0.3, 0.5, 0.8, 1.5])
+def test_a_model_that_is_silent_for_a_moment_keeps_its_callers(world, silence):
+    """At two thirds of what it can do, and long after anybody has seen how much that is."""
+    world = world(*MODELS["a small model"])
+    world.offer(2000, 5)
+    world.offer(620, 60)  # of 900
+    for _ in range(5):
+        world.stalled_until = world.now + silence
+        took, refused = world.offer(620, 8)
+        assert refused == 0 and max(took) < 1.2 * silence + 0.2
+    assert world.admission.texts < LEAST
+
+
 @pytest.mark.parametrize("halt", [0.1, 0.15, 0.2])
 def test_what_gathers_while_the_whole_machine_stands_still_is_no_crowd(world, halt):
     world = world(*MODELS["a small model"])
@@ -261,7 +274,7 @@ def test_a_little_more_than_the_model_can_do_makes_no_line_that_stands(world):
     world = world(*MODELS["a small model"])
     world.offer(2000, 5)
     world.offer(50, 5)
-    world.offer(1100, 3)  # of 900
+    world.offer(1100, 6)  # of 900
     took, refused = world.offer(1100, 20)
     assert refused and max(took) < 2 * world.admission.pace.tolerated_seconds
 
