@@ -7,7 +7,7 @@ one is refused without harming its neighbours.
 
 The batch is cut into runs of rows of like length, one run per core at a time, each on a thread of its own: attention
 then pads little, a run's matrices stay in the caches of its core, and no operator waits for the slower half of itself
-(export/EXPERIMENTS.md has the figures).  Of a large model, no more rows than cores are one run that all cores share.
+(export/EXPERIMENTS.md has the figures).  Of a large model, fewer rows than cores are one run that all cores share.
 
 It reads the same config.pbtxt keys as NVIDIA's C++ backend of that name, so one repository serves under both.  Not
 covered, because the C++ backend in a container is the way there: GPUs, other execution providers, models that are not
@@ -57,8 +57,6 @@ RUN_TOKENS = 256  # of one run at most, about: what a core's caches hold of the 
 # Of a model file from which on cores share a run: below, an operator takes less time than it takes to wake a thread
 # (layers 256 wide: 6 to 18 MB; 768 wide: 46 MB and more).
 SHARED_BYTES = 32 << 20
-# An idle thread of a shared run looks for its part of the next operator before it sleeps: about what lies between two.
-SPIN_MICROSECONDS = 20
 # A request of fewer rows is computed without asking Triton whether it was cancelled meanwhile: the question goes to
 # another process and back for one request after the other, 0.3 ms each when both cores have work.
 ASKED_ROWS = 8
@@ -159,7 +157,7 @@ class TritonPythonModel:
         # Only the padding at the end is dropped: earlier columns carry the positions of the words after them.
         lengths = mask.shape[1] - mask[:, ::-1].argmax(axis=1)
         session, runs = self.alone, cut(lengths, self.threads)
-        if self.shared is not None and len(ids) <= self.threads:
+        if self.shared is not None and len(ids) < self.threads:
             session, runs = self.shared, [np.arange(len(ids))]
         logits = np.empty((len(ids), self.labels), np.float32)
 
@@ -347,11 +345,10 @@ def session_options(config: dict, threads: int = 0) -> onnxruntime.SessionOption
     """ONNX Runtime's options from config.pbtxt, under the keys and with the meanings of the C++ backend.
 
     Ours are the default number of threads, the cores this process may use, where ONNX Runtime would take all, and that
-    idle threads soon sleep: spinning as long as they do by default, they take the cores that gateway and Triton need.
+    idle threads sleep: spinning, even for 20 us, they take the cores that gateway and Triton need (EXPERIMENTS.md).
     """
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # and not at all between two runs
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.intra_op_num_threads = threads or parameter(config, "intra_op_thread_count") or len(os.sched_getaffinity(0))
     options.inter_op_num_threads = parameter(config, "inter_op_thread_count") or 0
     options.enable_cpu_mem_arena = bool(parameter(config, "enable_mem_arena", 1))
