@@ -9,6 +9,7 @@ import httpx
 import psutil
 import pytest
 
+from gateway.admission import SMALL
 from gateway.connection import Gathered
 from tests.gateway.gateway_process import running_gateway, wait_until
 from tests.gateway.served_app import served_app
@@ -244,7 +245,7 @@ def gateway(triton):
 def test_a_crowd_is_answered_or_refused_and_readiness_stays(gateway):
     async def caller(client: httpx.AsyncClient, until: float, heard: list[httpx.Response]) -> None:
         while time.monotonic() < until:
-            heard.append(await client.post("/v1/predict", json={"text": "영화"}))
+            heard.append(await client.post("/v1/predict/batch", json={"texts": ["영화"] * SMALL}))
 
     async def scenario() -> None:
         heard: list[httpx.Response] = []
