@@ -25,10 +25,11 @@ two_at_a_time() {
 }
 
 status=0
-two_at_a_time --cache-clear "${small[@]}" || status=$?
-two_at_a_time "${large[@]}" || status=$?
+worst() { (($1 <= status)) || status=$1; } # a later group must not cover up how an earlier one ended
+two_at_a_time --cache-clear "${small[@]}" || worst $?
+two_at_a_time "${large[@]}" || worst $?
 echo "tests: all others"
-"$python" -m pytest "${small[@]/#/--ignore=}" "${large[@]/#/--ignore=}" || status=$?
+"$python" -m pytest "${small[@]/#/--ignore=}" "${large[@]/#/--ignore=}" || worst $?
 ((status == 0)) && exit
 
 ((status == 1)) || exit "$status" # 1: tests failed; anything else is no matter of luck

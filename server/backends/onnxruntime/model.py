@@ -156,9 +156,10 @@ class TritonPythonModel:
         """Logits FP32 [rows, labels], in the order of the rows."""
         # Only the padding at the end is dropped: earlier columns carry the positions of the words after them.
         lengths = mask.shape[1] - mask[:, ::-1].argmax(axis=1)
-        session, runs = self.alone, cut(lengths, self.threads)
         if self.shared is not None and len(ids) < self.threads:
             session, runs = self.shared, [np.arange(len(ids))]
+        else:
+            session, runs = self.alone, cut(lengths, self.threads)
         logits = np.empty((len(ids), self.labels), np.float32)
 
         def run(rows: np.ndarray) -> None:
