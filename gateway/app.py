@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import orjson
@@ -320,7 +321,8 @@ class Api:
                 texts, exchange, key=_request_key(request), version=_asked_version(request)
             )
         exchange.version = bundle.version
-        self.metrics.spent(exchange.stages, time.perf_counter() - exchange.started, bundle.version)
+        seconds = time.perf_counter() - exchange.started
+        exchange.afterwards.append(partial(self.metrics.spent, exchange.stages, seconds, bundle.version))
         return bundle, answers
 
 

@@ -1,7 +1,7 @@
 """A connection that does not wait for ever and asks the doorman first: uvicorn's, with a clock on both ends.
 
 uvicorn writes the head of an answer and its body apart, and a system call is the dearest step of an answer: here what
-one turn of the event loop writes leaves in one.
+one turn of the event loop writes leaves in one, and an answer as soon as it is whole, before anybody makes notes of it.
 
 uvicorn closes connections that are idle between two requests for `timeout_keep_alive` seconds.  One that never sends
 its first request, sends half the head of one, or takes nothing of its answer, it keeps as long as the client likes,
@@ -37,14 +37,14 @@ class Gathered:
 
     def write(self, data: bytes) -> None:
         if not self._pieces:
-            self._loop.call_soon(self._leave)
+            self._loop.call_soon(self.leave)
         self._pieces.append(data)
 
     def close(self) -> None:
-        self._leave()
+        self.leave()
         self._transport.close()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         if self._pieces:
             pieces, self._pieces = self._pieces, []
             if not self._transport.is_closing():
@@ -78,6 +78,11 @@ class Connection(HttpToolsProtocol):
             self.on_response_complete()
         else:
             super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        if self.cycle is not Refused:  # of those, one turn may write many
+            self.transport.leave()
+        super().on_response_complete()
 
     def _may_be_refused(self) -> bool:
         """Not behind a request that is being answered, and not where the connection ends with this one."""

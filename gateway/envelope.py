@@ -32,7 +32,8 @@ TRACED = "/v1/"  # routes that begin so; nobody wants a trace of each scrape
 class Exchange:
     """One request and its answer.  `started` is time.perf_counter(), `until` the deadline in time.monotonic().
 
-    `texts` and `characters` count what was asked, once that is known; `key_name` says which API key asked.
+    `texts` and `characters` count what was asked, once that is known; `key_name` says which API key asked.  Nobody waits
+    for what is in `afterwards`: it is done once the answer has left.
     """
 
     request_id: str
@@ -46,6 +47,7 @@ class Exchange:
     characters: int = 0
     key_name: str | None = None
     trace: "Trace | None" = None
+    afterwards: list[Callable[[], None]] = field(default_factory=list)
 
     @property
     def trace_headers(self) -> tuple[tuple[str, str], ...]:
@@ -116,6 +118,8 @@ class Envelope:
 
     def _note(self, exchange: Exchange, status: int, failure: Exception | None) -> None:
         """Count it, and write about it where there is something to write."""
+        for each in exchange.afterwards:
+            each()
         version = exchange.version or self.live_version()
         self.metrics.answered(exchange.route, status, exchange.code, version)
         self.request_log.ended(exchange, status, version, time.perf_counter() - exchange.started, failure)

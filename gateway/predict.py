@@ -10,6 +10,7 @@ longest row costs), and is answered in the order asked.
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -178,7 +179,8 @@ class Predictor:
             stages.inference += finished - (stages.first_sent or finished)
         winners = scores.argmax(axis=-1).tolist()
         rows = scores.tolist()
-        self._metrics.read(bundle, tokens, winners, [row[winner] for row, winner in zip(rows, winners, strict=True)])
+        confidences = [row[winner] for row, winner in zip(rows, winners, strict=True)]
+        exchange.afterwards.append(partial(self._metrics.read, bundle, tokens, winners, confidences))
         return [
             Answer(winner, row, each.truncated, len(each.ids))
             for winner, row, each in zip(winners, rows, tokens, strict=True)

@@ -3,6 +3,7 @@
 import asyncio
 import resource
 import socket
+import threading
 import time
 
 import httpx
@@ -11,6 +12,7 @@ import pytest
 
 from gateway.admission import SMALL
 from gateway.connection import Gathered
+from gateway.metrics import Metrics
 from tests.gateway.gateway_process import running_gateway, wait_until
 from tests.gateway.served_app import served_app
 from tests.gateway.triton_parts import stopped_triton, stubs
@@ -160,6 +162,11 @@ def test_what_one_turn_of_the_event_loop_writes_leaves_in_one_system_call_and_be
         gathered.close()
         assert wire.sent == [b"head, body", b"the last"] and gathered.is_closing()
 
+        gathered = Gathered(wire := Wire(), asyncio.get_running_loop())
+        gathered.write(b"whole")
+        gathered.leave()
+        assert wire.sent == [b"whole"]
+
         lost = Gathered(wire := Wire(), asyncio.get_running_loop())
         lost.write(b"to nobody")
         wire.close()
@@ -167,6 +174,22 @@ def test_what_one_turn_of_the_event_loop_writes_leaves_in_one_system_call_and_be
         assert wire.sent == []
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("notes", ["read", "spent", "answered"])
+def test_an_answer_has_left_before_notes_of_it_are_made(app, monkeypatch, notes):
+    was_there, came_first = threading.Event(), []
+    note = getattr(Metrics, notes)
+
+    def note_later(*arguments: object) -> None:
+        came_first.append(was_there.wait(10))
+        note(*arguments)
+
+    monkeypatch.setattr(Metrics, notes, note_later)
+    assert app.predict("영화").status_code == 200
+    was_there.set()
+    assert app.predict("영화").status_code == 200
+    assert came_first[0]
 
 
 def silent(connection: socket.socket) -> float:
