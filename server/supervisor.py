@@ -1,4 +1,4 @@
-"""Keeps one Triton alive: starts it, asks it every second, and replaces it when it is dead, mute or wrong.
+"""Keeps one Triton alive: starts it, asks it every two seconds, and replaces it when it is dead, mute or wrong.
 
 Why it exists: when a stub process (the Python side of one model version) dies, Triton 24.10 never restarts it, goes
 on calling itself ready, and answers every request with an error.  So three things are watched, any of which ends a
@@ -32,7 +32,7 @@ from server.errors import CannotStart
 from server.settings import Settings
 from server.triton import EXIT_SECONDS, STUB, Layout, environment
 
-CANARY_SECONDS = 1.0  # between two canaries
+CANARY_SECONDS = 2.0  # between two canaries; one of KcBERT's size takes both cores for 10 ms
 CANARY_DEADLINE = 2.0  # of one canary
 STATISTICS_DEADLINE = 1.0  # of the question whether anything was executed
 WRONG_ANSWERS = 3  # to the same golden row, in a row: int8 answers move a little with the batch they share
@@ -40,6 +40,7 @@ MUTE_SECONDS = 5.0  # without an answer, a finished execution or CPU time
 BUSY_CPU_SECONDS = 0.1  # of the stubs from one late canary to the next, when they compute and do not just exist
 STUCK_SECONDS = 60.0  # without an answer or a finished execution, whatever the CPU does
 STUB_SECONDS = 0.25  # between two looks at the stubs
+SEARCHED_LOOKS = 8  # from one search for new stubs to the next
 SETTLED_SECONDS = 60.0  # a life this long starts the back-off anew
 BACK_OFF_SECONDS = 4.0  # at most, between two lives: with a start of two seconds, callers wait less than ten
 LOG_BYTES = 16 << 20  # of var/log/triton.log before it becomes triton.log.1
@@ -178,7 +179,7 @@ class Stubs:
         suspects: set[psutil.Process] = set()
         looks = 0
         while True:
-            if looks % 4 == 0:  # the search reads every process of the machine, the look only the known stubs
+            if looks % SEARCHED_LOOKS == 0:  # the search reads every process of the machine, the look only the known stubs
                 self.search()
             looks += 1
             zombies = {stub for stub in self.versions if status(stub) == psutil.STATUS_ZOMBIE}
