@@ -40,7 +40,7 @@ MUTE_SECONDS = 5.0  # without an answer, a finished execution or CPU time
 BUSY_CPU_SECONDS = 0.1  # of the stubs from one late canary to the next, when they compute and do not just exist
 STUCK_SECONDS = 60.0  # without an answer or a finished execution, whatever the CPU does
 STUB_SECONDS = 0.25  # between two looks at the stubs
-SEARCHED_LOOKS = 8  # from one search for new stubs to the next
+SEARCHED_LOOKS = 8  # from one search for new stubs, which reads every process of the machine, to the next
 SETTLED_SECONDS = 60.0  # a life this long starts the back-off anew
 BACK_OFF_SECONDS = 4.0  # at most, between two lives: with a start of two seconds, callers wait less than ten
 LOG_BYTES = 16 << 20  # of var/log/triton.log before it becomes triton.log.1
@@ -179,7 +179,7 @@ class Stubs:
         suspects: set[psutil.Process] = set()
         looks = 0
         while True:
-            if looks % SEARCHED_LOOKS == 0:  # the search reads every process of the machine, the look only the known stubs
+            if looks % SEARCHED_LOOKS == 0:
                 self.search()
             looks += 1
             zombies = {stub for stub in self.versions if status(stub) == psutil.STATUS_ZOMBIE}
