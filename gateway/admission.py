@@ -37,11 +37,12 @@ CROWD = 1.5  # times the pace of the model, and it is not the model that is slow
 CROWD_SECONDS = 0.2  # over which it is looked at how much comes, at least
 HALT_SECONDS = 0.25  # of silence may have been a halt: of the machine, of a garbage collector, of the callers
 CROWD_TEXTS = 16  # and so many texts at the pace of the model
-SILENCE_SECONDS = 0.3  # without any answer, beyond what two turns take, and what has gathered may stay until it is gone
+SILENCE_SECONDS = 0.2  # without any answer, beyond what two turns take, and what has gathered may stay until it is gone
 STALL_SECONDS = 1.0  # without any answer, and it is not too much work that is the matter
 STALL_WORK_SECONDS = 3.0  # of work that may gather in a stall
 WINDOW_SECONDS = 1.0  # over which the rate is measured, at least
-WINDOW_TURNS = 8  # and at least so many times what a request takes, for answers come in batches
+WINDOW_TURNS = 8  # and at least so many times what a request may take, for answers come in batches
+WINDOW_WAITS = 4  # and what one did take: so much of a window passes before an answer of it counts
 FULL_SECONDS = 0.25  # since the limit was reached, and the model still counts as busy: it answers in batches
 RATE_WINDOWS = 10  # of which the best is the rate
 EXPECTED_MOST = LEAST // 2  # places promised at one time, so that a crowd of slow bodies does not take all
@@ -58,7 +59,9 @@ class Pace:
     def __init__(self) -> None:
         self.rate: float | None = None
         self._rates: deque[float] = deque(maxlen=RATE_WINDOWS)
+        self._longest = 0.0  # of the seconds that answers took in this window
         self._answered = 0
+        self._idle_seconds = 0.0
         self._window_began = monotonic()
 
     @property
@@ -74,16 +77,27 @@ class Pace:
     def restart(self, now: float) -> None:
         """The model is not kept busy with small requests: what it answers now says nothing about what it could."""
         self._window_began = now
+        self._idle_seconds = 0.0
         self._answered = 0
+        self._longest = 0.0
 
     def idled(self, since: float, now: float) -> None:
         """There was nothing to answer: that time is no part of the window."""
-        self._window_began += now - max(since, self._window_began)
+        self._idle_seconds += now - max(since, self._window_began)
 
-    def answered(self, texts: int, now: float) -> None:
-        self._answered += texts
-        seconds = now - self._window_began
-        window = max(WINDOW_SECONDS, WINDOW_TURNS * self.tolerated_seconds)
+    def answered(self, texts: int, came: float, now: float) -> None:
+        """Texts that were let in at `came`.
+
+        What came before the window may have been finished before it: after a moment in which this process had no time
+        to look, answers lie in a heap.  Only the first estimate counts it, because any is better than none.
+        """
+        if came >= self._window_began or not self.rate:
+            self._answered += texts
+        self._longest = max(self._longest, now - came)
+        seconds = now - self._window_began - self._idle_seconds
+        window = WINDOW_SECONDS
+        if self.rate:
+            window = max(window, WINDOW_TURNS * self.tolerated_seconds, WINDOW_WAITS * self._longest)
         if seconds < window:
             return
         if seconds < window + STALL_SECONDS:
@@ -155,7 +169,8 @@ class Admission:
         self._arrived()
         if not self._has_room(texts):
             raise self.refusal(texts)
-        self._enter(texts, monotonic())
+        came = monotonic()
+        self._enter(texts, came)
         answered = False
         try:
             yield
@@ -163,7 +178,7 @@ class Admission:
         finally:
             self._leave(texts)
             if answered:
-                self._learn(texts, monotonic())
+                self._learn(texts, came, monotonic())
 
     def has_room(self, texts: int) -> bool:
         """Whether so many would be let in after all who are expected, for whoever can refuse before `let_in`."""
@@ -276,12 +291,12 @@ class Admission:
         if self.texts == 0:
             self._idle_since = monotonic()
 
-    def _learn(self, texts: int, now: float) -> None:
+    def _learn(self, texts: int, came: float, now: float) -> None:
         if self.pace.rate and self._is_silent(now):
             self.pace.restart(now)
         self._last_answer = now
         if texts <= SMALL:
-            self.pace.answered(texts, now)
+            self.pace.answered(texts, came, now)
 
 
 class Gate:

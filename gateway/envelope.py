@@ -32,8 +32,8 @@ TRACED = "/v1/"  # routes that begin so; nobody wants a trace of each scrape
 class Exchange:
     """One request and its answer.  `started` is time.perf_counter(), `until` the deadline in time.monotonic().
 
-    `texts` and `characters` count what was asked, once that is known; `key_name` says which API key asked.  Nobody waits
-    for what is in `afterwards`: it is done once the answer has left.
+    `texts` and `characters` count what was asked, once that is known; `key_name` says which API key asked.  What
+    is in `afterwards` is done once the answer has left, so that nobody waits for it.
     """
 
     request_id: str

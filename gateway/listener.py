@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 QUEUE_SECONDS = 0.05  # in which the event loop accepts what is queued
 IDLE_SECONDS = 2.0  # for a kept connection to bring one more request, whose answer then ends it in good order
 BACKLOG = 2048  # as uvicorn asks for
+# Connections in one turn of the event loop.  libuv takes one from a socket (libuv#3696), so a turn that is long because
+# of a crowd would keep newcomers waiting for seconds, refused or not; the same socket under many descriptors is many.
+ACCEPTED_AT_ONCE = 16
 LOOK_SECONDS = 0.02  # between two looks at something that comes soon
 
 
@@ -133,7 +136,9 @@ class Server(uvicorn.Server):
         with guardian:
             while not owner._user_callable_initialized:  # Ray starts the server a moment before, and asserts this
                 await asyncio.sleep(LOOK_SECONDS)
-            serving = asyncio.create_task(self.serve(sockets=[await borrow(guardian, app)]))
+            listener = await borrow(guardian, app)
+            doors = [listener, *(listener.dup() for _ in range(ACCEPTED_AT_ONCE - 1))]
+            serving = asyncio.create_task(self.serve(sockets=doors))
             told = asyncio.create_task(asyncio.get_running_loop().sock_recv(guardian, len(DRAIN)))
             await asyncio.wait([serving, told], return_when=asyncio.FIRST_COMPLETED)
             if not serving.done():

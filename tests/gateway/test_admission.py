@@ -110,8 +110,10 @@ class World:
     now: float = 1000.0
     stalled_until: float = 0.0
     halt: float = 0.0  # seconds at the beginning of each in which nothing runs: neither model nor event loop
+    deaf: float = 0.0  # seconds at the beginning of each in which the event loop has no time to look at answers
     _line: deque = field(default_factory=deque)
     _batch: list = field(default_factory=list)
+    _heap: list = field(default_factory=list)
     _answered_at: float = math.inf
     _luck: random.Random = field(default_factory=lambda: random.Random(1))
 
@@ -128,10 +130,13 @@ class World:
                 except Overloaded:
                     refused += 1
             else:
-                for came, place in self._batch:
+                self._heap += self._batch
+                self._batch, self._answered_at = [], math.inf
+            if self.now % 1.0 >= self.deaf:
+                for came, place in self._heap:
                     place.__exit__(None, None, None)
                     took.append(self.now - came)
-                self._batch, self._answered_at = [], math.inf
+                self._heap.clear()
             if not self._batch and self._line:
                 self._batch = [self._line.popleft() for _ in range(min(len(self._line), BATCH))]
                 needed = (self.a + self.b * len(self._batch)) * self._luck.uniform(0.8, 1.2)
@@ -268,6 +273,20 @@ def test_what_gathers_while_the_whole_machine_stands_still_is_no_crowd(world, ha
     world.halt = halt
     took, refused = world.offer(600, 60)  # of 900
     assert refused == 0 and p99(took) < 2 * halt + world.admission.pace.tolerated_seconds
+
+
+@pytest.mark.parametrize("deaf", [0.5, 0.8])
+def test_answers_that_lie_in_a_heap_do_not_make_the_model_faster(world, deaf):
+    """As they do in the first second of a crowd, which takes all the time of the event loop."""
+    world = world(*MODELS["a small model"])
+    world.offer(2000, 5)
+    for _ in range(3):
+        world.offer(620, 4)
+        world.deaf = deaf
+        world.offer(2700, 1)
+        world.deaf = 0.0
+        world.offer(2700, 2)
+    assert world.admission.pace.rate < 950  # of 900
 
 
 def test_a_little_more_than_the_model_can_do_makes_no_line_that_stands(world):

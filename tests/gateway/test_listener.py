@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import httpx
 import pytest
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from gateway.listener import IDLE_SECONDS, Server
+from gateway.listener import ACCEPTED_AT_ONCE, IDLE_SECONDS, Server
 from gateway.port import NAME, Port, open_port
 
 pytestmark = pytest.mark.anyio
@@ -92,6 +93,36 @@ async def test_what_is_queued_is_accepted_before_the_port_is_left(tmp_path):
         await serving
         with pytest.raises(httpx.ConnectError):
             await client.get("/0")
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})])
+async def test_many_newcomers_are_accepted_in_one_turn_of_the_event_loop(tmp_path, monkeypatch):
+    turn, answered_in = 0, []
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        asyncio.get_running_loop().call_soon(count)
+
+    async def noting(scope, receive, send):
+        answered_in.append(turn)
+        await app(scope, receive, send)
+
+    async with lent(tmp_path) as (port, client, serving):
+        monkeypatch.setattr(
+            RequestResponseCycle, "run_asgi", lambda cycle, _, run=RequestResponseCycle.run_asgi: run(cycle, noting)
+        )
+        address = (client.base_url.host, client.base_url.port)
+        newcomers = [socket.create_connection(address) for _ in range(4 * ACCEPTED_AT_ONCE)]
+        for each in newcomers:
+            each.sendall(b"GET /0 HTTP/1.1\r\nhost: here\r\n\r\n")
+        count()
+        for each in newcomers:
+            await asyncio.to_thread(each.recv, 1000)
+            each.close()
+        await port.drain(10)
+        await serving
+    assert answered_in[len(newcomers) - 1] - answered_in[0] < len(newcomers) / 4
 
 
 async def test_without_its_guardian_it_leaves_too(tmp_path):
