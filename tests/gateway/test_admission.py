@@ -19,6 +19,7 @@ from gateway.admission import (
     CROWD_SECONDS,
     EXPECTED_SECONDS,
     LEAST,
+    LINE_SECONDS,
     LONGEST_RETRY_SECONDS,
     RETRY_SPREAD,
     SMALL,
@@ -293,7 +294,7 @@ def test_a_little_more_than_the_model_can_do_makes_no_line_that_stands(world):
     world = world(*MODELS["a small model"])
     world.offer(2000, 5)
     world.offer(50, 5)
-    world.offer(1100, 6)  # of 900
+    world.offer(1100, LINE_SECONDS + 2)  # of 900
     took, refused = world.offer(1100, 20)
     assert refused and max(took) < 2 * world.admission.pace.tolerated_seconds
 
