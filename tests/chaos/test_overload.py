@@ -1,8 +1,8 @@
 """Three times what the stack can do is offered, for a minute: it does what it can, refuses the rest, stays well.
 
-What it can is found first, by callers who ask again as soon as they are answered.  Three times as many questions take a
-generator far more time than those callers take, so where figures count, half of the cores are the generators' alone:
-else they would take from the stack what is then missing from its goodput.
+What it can is found by callers who ask again as soon as they are answered, before and after, as machines wander.  Three
+times as many questions take a generator far more time than those callers take, so where figures count, half of the
+cores are the generators' alone: else they would take from the stack what is then missing from its goodput.
 """
 
 import os
@@ -88,7 +88,7 @@ def stack(request, full, running_stack, tmp_path) -> Iterator[Stack]:
 
 def test_three_times_the_capacity_is_answered_or_refused_and_the_stack_stays_well(stack, full, figures):
     oracle = Oracle.of(stack.repository)
-    find, load, overload, after = (10, 20, 60, 15) if full else (3, 3, 5, 3)
+    find, load, overload, after = (20, 20, 60, 15) if full else (3, 3, 5, 3)
     capacity = capacity_of(stack, oracle, find)
     at_80, _ = _offer(stack, oracle, 0.8 * capacity, load)
     before = replica_memory(stack)
@@ -100,6 +100,7 @@ def test_three_times_the_capacity_is_answered_or_refused_and_the_stack_stays_wel
         during = replica_memory(stack)
         time.sleep(after)
         over = time.monotonic()
+    can = [capacity, capacity_of(stack, oracle, find)]
     flooded = flood.outcomes + calm.since(began, ended)
     refused = [each for each in flooded if each.status == 429]
     unwell = [each.due for each in calm.since(ended) if not each.right]
@@ -108,14 +109,14 @@ def test_three_times_the_capacity_is_answered_or_refused_and_the_stack_stays_wel
         figures.record(SCENARIO, figure, value, unit, note)
 
     shared = "on half of the cores, generators on the others" if full else "sharing the cores with the generators"
-    record("capacity", capacity, "req/s", f"closed loop, {CALLERS} callers; {shared}")
+    record("capacity before, after", ", ".join(f"{each:.0f}" for each in can), "req/s", f"{CALLERS} callers; {shared}")
     record("offered", len(flood.outcomes) / (ended - began), "req/s", f"for {ended - began:.0f} s")
     goodput = flood.goodput(began + 1, ended) + calm.goodput(began + 1, ended)
-    record("goodput / capacity", goodput / capacity, "", "the issue wants ≥ 0.9")
+    record("goodput / capacity", goodput / np.mean(can), "", f"{goodput:.0f} of {np.mean(can):.0f}; wanted ≥ 0.9")
     p99_at_80, p99 = at_80.percentile(99), flood.percentile(99)
     record("p99 at 80 % load", 1e3 * p99_at_80, "ms", f"generator's lag p99 {1e3 * at_80.lag():.1f} ms")
     record("p99 of accepted", 1e3 * p99, "ms", f"generator's lag p99 {1e3 * flood.lag():.1f} ms")
-    record("p99 of accepted / p99 at 80 %", p99 / p99_at_80, "", "the issue wants ≤ 3")
+    record("p99 of accepted / p99 at 80 %", p99 / p99_at_80, "", "wanted ≤ 3")
     record("refused", 100 * len(refused) / len(flooded), "%", _waits(refused))
     record("memory of the replica", (during - before) / 2**20, "MiB", f"more than the {before / 2**20:.0f} before")
     record("slowest /healthz or /readyz", 1e3 * health.slowest, "ms", f"readyz: {dict(health.seen['/readyz'])}")
