@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from gateway.tracing import Tracer
 
 FAULTS_SHOWN = 10
+PATH_SHOWN = 100  # characters
 
 Asked = TypeVar("Asked", bound=BaseModel)
 
@@ -379,10 +380,12 @@ def _invalid(error: ValidationError) -> InvalidRequest:
 
 async def _http_exception(request: Request, error: HTTPException) -> Response:
     """What the router itself refuses."""
+    path = request.url.path[:PATH_SHOWN]
     if error.status_code == 405:
+        headers = dict(error.headers or {})
         raise MethodNotAllowed(
-            f"{request.method} does not go here; /docs lists what does", headers=dict(error.headers or {})
+            f"{path} does not take {request.method}, but {headers.get('Allow', 'what /docs lists')}", headers=headers
         ) from None
     if error.status_code == 404:
-        raise NotFound("There is nothing at this address; /docs lists what there is") from None
+        raise NotFound(f"There is nothing at {path!r}; /docs lists what there is") from None
     raise error

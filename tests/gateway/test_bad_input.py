@@ -172,10 +172,14 @@ def test_a_body_without_content_length_is_stopped_at_the_limit_too(shared_gatewa
 
 
 def test_an_address_or_method_nobody_serves_is_a_problem_too(shared_gateway):
-    assert_problem(httpx.get(f"{shared_gateway.url}/v2/predict"), "not_found")
+    for path, shown in (("/v2/predict", "'/v2/predict'"), ("/%ff%00" + "x" * 999, "'/\ufffd\\x00xxx")):
+        unknown = httpx.get(f"{shared_gateway.url}{path}")
+        assert_problem(unknown, "not_found")
+        assert shown in unknown.json()["detail"] and len(unknown.json()["detail"]) < 200
     wrong = httpx.get(f"{shared_gateway.url}/v1/predict")
     assert_problem(wrong, "method_not_allowed")
     assert wrong.headers["allow"] == "POST"
+    assert wrong.json()["detail"] == "/v1/predict does not take GET, but POST"
 
 
 def test_headers_that_ray_would_obey_change_nothing(shared_gateway):
