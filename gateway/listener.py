@@ -3,6 +3,10 @@
 Ray Serve's own start binds a socket of its own, and its shutdown goes on accepting until nothing is in flight, which
 under traffic is never, then closes connections a client may just be writing to.  So its one function that starts the
 server is replaced; all it promises Ray is a task and a server.
+
+On one machine the server asks the application itself: what Serve does around each request (a second id, a count for the
+autoscaler, time limits of its own) costs an eighth of an answer.  In a cluster, where that count says how many replicas
+there shall be, it goes through Serve.
 """
 
 import asyncio
@@ -32,8 +36,8 @@ ACCEPTED_AT_ONCE = 16
 LOOK_SECONDS = 0.02  # between two looks at something that comes soon
 
 
-def borrow_the_port(folder: Path, doorman: Doorman) -> None:
-    """Let Ray Serve's replica, in this process, listen on the port of the guardian whose folder this is."""
+def borrow_the_port(folder: Path, application: ASGIApp, doorman: Doorman) -> None:
+    """Let Ray Serve's replica of `application`, in this process, listen on the port of the guardian of this folder."""
     # Imported here because Ray reads its environment while it is imported.
     from ray.serve._private import replica
 
@@ -42,9 +46,8 @@ def borrow_the_port(folder: Path, doorman: Doorman) -> None:
     ) -> tuple[asyncio.Task, uvicorn.Server]:
         guardian = socket.socket(socket.AF_UNIX)
         guardian.connect(str(folder / NAME))
-        config = configuration(app, options, doorman)
-        server = Server(config)
-        return event_loop.create_task(server.serve_for(guardian, config.app, app.__self__)), server
+        server = Server(configuration(application, options, doorman))
+        return event_loop.create_task(server.serve_for(guardian, application, app.__self__)), server
 
     replica.start_asgi_http_server = start_borrowing
 
@@ -54,7 +57,7 @@ def stand_behind_the_proxy(doorman: Doorman) -> None:
 
     Ray would share that port with whoever has it; here it is taken for oneself, or Serve is asked for another.
     """
-    from ray.serve._private import replica
+    from ray.serve._private import http_util, replica
 
     async def start_alone(
         app: ASGIApp, options: "HTTPOptions", *, event_loop: asyncio.AbstractEventLoop, enable_so_reuseport: bool
@@ -64,18 +67,16 @@ def stand_behind_the_proxy(doorman: Doorman) -> None:
             listener = socket.create_server((options.host, options.port), family=family, backlog=BACKLOG)
         except OSError as error:
             raise RuntimeError(f"{options.host}:{options.port} is taken") from error  # as Ray's own says it
-        server = uvicorn.Server(configuration(app, options, doorman))
+        server = uvicorn.Server(configuration(http_util._apply_middlewares(app, options.middlewares), options, doorman))
         return event_loop.create_task(server.serve(sockets=[listener])), server
 
     replica.start_asgi_http_server = start_alone
 
 
 def configuration(app: ASGIApp, options: "HTTPOptions", doorman: Doorman) -> uvicorn.Config:
-    from ray.serve._private import http_util
-
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # else uvicorn wraps every message, for its log
     return uvicorn.Config(
-        http_util._apply_middlewares(app, options.middlewares),
+        app,
         http=functools.partial(Connection, doorman),
         timeout_keep_alive=options.keep_alive_timeout_s,
         ws="none",

@@ -151,7 +151,7 @@ def replica_app(settings: Settings, folder: Path) -> ASGIApp:
     console_pipe = os.fdopen(os.open(folder / CONSOLE, os.O_WRONLY | os.O_NONBLOCK), "w", buffering=1)
     configure_log(console_pipe, settings.log_format)
     app = create_app(settings, read_bundle(settings.repository))
-    borrow_the_port(folder, app.state.doorman)
+    borrow_the_port(folder, app, app.state.doorman)
     return hidden(app)
 
 

@@ -1,4 +1,4 @@
-"""The gateway's application and its edge under a real uvicorn in a thread, for tests that need other settings.
+"""The gateway's application under a real uvicorn in a thread, for tests that need other settings.
 
 Everything but Ray is there: `with served_app(repository, triton.grpc_port, max_in_flight=10) as app: app.post(...)`.
 """
@@ -16,7 +16,6 @@ import uvicorn
 from gateway.app import create_app
 from gateway.bundle import read_bundle
 from gateway.connection import Connection
-from gateway.edge import Edge
 from gateway.settings import Settings
 from tests.gateway.gateway_process import wait_until
 from tests.triton_process import free_ports
@@ -59,7 +58,7 @@ def served_app(
     app = create_app(chosen, read_bundle(repository))
     server = uvicorn.Server(
         uvicorn.Config(
-            Edge(app),
+            app,
             http=functools.partial(Connection, app.state.doorman),
             ws="none",
             host="127.0.0.1",
