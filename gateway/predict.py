@@ -19,6 +19,7 @@ from gateway.admission import Admission, Gate
 from gateway.bundle import Bundle, Tokens
 from gateway.candidate import Candidate, Shadow, Trial
 from gateway.champion import Champion
+from gateway.coalescer import Coalescer
 from gateway.envelope import Exchange
 from gateway.errors import (
     DeadlineExceeded,
@@ -63,7 +64,7 @@ class Predictor:
         self._champion = champion
         self._candidate = candidate
         self._shadow = Shadow(lambda: champion.live, triton, admission, metrics)
-        self._triton = triton
+        self._coalescer = Coalescer(triton, metrics.sent)
         self._admission = admission
         self._gate = Gate()
         self._metrics = metrics
@@ -228,8 +229,7 @@ class Predictor:
     ) -> np.ndarray:
         async with self._gate.passed(len(chunk), bundle.max_batch_size):
             exchange.stages.first_sent = exchange.stages.first_sent or time.perf_counter()
-            self._metrics.sent(len(chunk))
-            logits = await self._triton.logits(
+            logits = await self._coalescer.logits(
                 bundle,
                 [tokens[row].ids for row in chunk],
                 until=until,

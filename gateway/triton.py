@@ -18,6 +18,7 @@ from gateway.bundle import INPUTS, Bundle
 from gateway.errors import DeadlineExceeded, ModelUnavailable, RequestError, VersionNotReady
 
 Shape = tuple[int, int]  # rows, and tokens of each
+Metadata = tuple[tuple[str, str], ...]
 
 CHANNEL_OPTIONS = [
     # Triton restarts in seconds, so look for it that often; gRPC's own back-off grows to two minutes.
@@ -79,19 +80,19 @@ class Triton:
         )
 
     async def logits(
-        self,
-        bundle: Bundle,
-        rows: list[list[int]],
-        *,
-        until: float,
-        request_id: str = "",
-        metadata: tuple[tuple[str, str], ...] = (),
+        self, bundle: Bundle, rows: list[list[int]], *, until: float, request_id: str = "", metadata: Metadata = ()
     ) -> np.ndarray:
         """FP32 [rows, labels], finite, by the very version of `bundle`; `until` is a time.monotonic() moment.
 
         `rows` are token ids without padding, at most `bundle.max_batch_size` of them.  `request_id` is the id that
         Triton's log and traces name; `metadata` travels as gRPC headers.
         """
+        return finite(await self.ask(bundle, rows, until=until, request_id=request_id, metadata=metadata))
+
+    async def ask(
+        self, bundle: Bundle, rows: list[list[int]], *, until: float, request_id: str = "", metadata: Metadata = ()
+    ) -> np.ndarray:
+        """As `logits`, but whether they are finite is left to whoever they belong to."""
         seconds = until - time.monotonic()
         if seconds <= 0:
             raise DeadlineExceeded("The time for this request was over before the model could be asked; try again")
@@ -131,7 +132,11 @@ def checked_logits(answer: service_pb2.ModelInferResponse, bundle: Bundle, rows:
         or answer.outputs[0].datatype != "FP32"
     ):
         raise ModelUnavailable("The model server gave an answer of the wrong shape; the operator should look at it")
-    logits = np.frombuffer(answer.raw_output_contents[0], "<f4").reshape(rows, labels)
+    return np.frombuffer(answer.raw_output_contents[0], "<f4").reshape(rows, labels)
+
+
+def finite(logits: np.ndarray) -> np.ndarray:
+    """The same, or ModelUnavailable."""
     if not np.isfinite(logits).all():
         raise ModelUnavailable("The model gave numbers that are not finite; the operator should look at it")
     return logits

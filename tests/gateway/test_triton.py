@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2
 
 from gateway.bundle import read_bundle
 from gateway.errors import ModelUnavailable
-from gateway.triton import Triton, checked_logits
+from gateway.triton import Triton, checked_logits, finite
 from tests.triton_process import TritonProcess, running_triton
 
 
@@ -65,7 +65,7 @@ def test_good_logits_are_passed_on(repository):
 )
 def test_a_wrong_answer_is_a_503(repository, wrong):
     with pytest.raises(ModelUnavailable):
-        checked_logits(wrong, read_bundle(repository), 2)
+        finite(checked_logits(wrong, read_bundle(repository), 2))
 
 
 def asked(triton: TritonProcess) -> int:
