@@ -17,8 +17,9 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from gateway import openapi
 from gateway.admission import Admission
@@ -41,6 +42,7 @@ from gateway.errors import (
     UnsupportedMediaType,
 )
 from gateway.keys import AdminKey, Keys
+from gateway.log import RequestLog
 from gateway.metrics import Metrics
 from gateway.operations import Operations
 from gateway.predict import Answer, Predictor
@@ -89,7 +91,23 @@ def create_app(settings: Settings, bundle: Bundle) -> FastAPI:
                 if tracer:
                     tracer.close()
 
-    app = FastAPI(
+    def live_version() -> str:
+        return champion.named.version
+
+    enveloping = {
+        "metrics": metrics,
+        "live_version": live_version,
+        "deadline_seconds": settings.deadline_seconds,
+        "routes": frozenset(route.path for route in openapi.ROUTES),
+        "request_log": RequestLog(),
+        "tracer": tracer,
+    }
+    middlewares = [Middleware(Envelope, **enveloping)]
+    if settings.origins:
+        middlewares.insert(0, Middleware(CORSMiddleware, **openapi.cross_origin(settings.origins)))
+    app = Application(
+        straight={"/v1/predict": api.predict, "/v1/predict/batch": api.predict_batch},
+        middleware=middlewares,
         title="Nunchi gateway",
         description=openapi.DESCRIPTION,
         version="1",
@@ -108,23 +126,8 @@ def create_app(settings: Settings, bundle: Bundle) -> FastAPI:
             status_code=route.status,
             response_class=Response,
         )
-    app.add_middleware(Straight, handlers={"/v1/predict": api.predict, "/v1/predict/batch": api.predict_batch})
     app.openapi = lambda: openapi.document(app, settings)
     app.add_exception_handler(HTTPException, _http_exception)
-
-    def live_version() -> str:
-        return champion.named.version
-
-    app.add_middleware(
-        Envelope,
-        metrics=metrics,
-        live_version=live_version,
-        deadline_seconds=settings.deadline_seconds,
-        routes=frozenset(route.path for route in openapi.ROUTES),
-        tracer=tracer,
-    )
-    if settings.origins:
-        app.add_middleware(CORSMiddleware, **openapi.cross_origin(settings.origins))
     app.state.doorman = Doorman(admission, live_version, metrics.answered)  # for whoever listens for it
     return app
 
@@ -137,20 +140,34 @@ def _tracer(settings: Settings) -> "Tracer | None":
     return Tracer(settings.otlp_endpoint)
 
 
-class Straight:
-    """Takes predictions to their handlers without FastAPI's routing, which costs a tenth of what an answer does."""
+class Application(FastAPI):
+    """Predictions pass FastAPI by: what it does around a handler costs an eighth of an answer.
 
-    def __init__(self, app: ASGIApp, handlers: dict[str, Callable[[Request], Awaitable[Response]]]) -> None:
-        self.app = app
-        self.handlers = handlers
+    `straight` has their handlers by path; the same middlewares are around them.
+    """
+
+    def __init__(
+        self,
+        *,
+        straight: dict[str, Callable[[Request], Awaitable[Response]]],
+        middleware: list[Middleware],
+        **options: object,
+    ) -> None:
+        super().__init__(middleware=middleware, **options)
+        self.straight = straight
+        self._straight_app = self._answer_straight
+        for each in reversed(middleware):
+            self._straight_app = each.cls(self._straight_app, *each.args, **each.kwargs)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        handler = self.handlers.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if handler is None:
-            await self.app(scope, receive, send)
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in self.straight:
+            await self._straight_app(scope, receive, send)
         else:
-            response = await handler(Request(scope, receive))
-            await response(scope, receive, send)
+            await super().__call__(scope, receive, send)
+
+    async def _answer_straight(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self.straight[scope["path"]](Request(scope, receive))
+        await response(scope, receive, send)
 
 
 class Api:

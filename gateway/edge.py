@@ -7,7 +7,7 @@ here it gets a sane one, and the second copy it adds to the answer is dropped.
 Ray Serve loads `middlewares` by name (serve.py), in each process that listens, so this module imports nothing heavy.
 """
 
-import os
+import random
 import re
 
 import orjson
@@ -38,7 +38,7 @@ def request_id(headers: Headers) -> str:
 
 
 def sane_id(offered: str) -> str:
-    return offered if SANE_REQUEST_ID.fullmatch(offered) else os.urandom(16).hex()
+    return offered if SANE_REQUEST_ID.fullmatch(offered) else f"{random.getrandbits(128):032x}"
 
 
 def problem_body(error: RequestError, identity: str) -> bytes:

@@ -1,8 +1,9 @@
 """Around every request: its id and clock, the headers of every answer, errors as problem+json, counting, its line in
 the log and its trace.
 
-Pure ASGI, inside FastAPI.  `Envelope` is the only place where an exception becomes an answer: a RequestError by the
-table in errors.py, anything else as 500 `internal`, with the traceback in the log under the request's id.
+Pure ASGI, inside FastAPI or, for predictions, in its place (app.py).  `Envelope` is the only place where an exception
+becomes an answer: a RequestError by the table in errors.py, anything else as 500 `internal`, with the traceback in the
+log under the request's id.
 """
 
 import asyncio
@@ -70,6 +71,7 @@ class Envelope:
         live_version: Callable[[], str],
         deadline_seconds: float,
         routes: frozenset[str],
+        request_log: RequestLog,
         tracer: "Tracer | None" = None,
     ) -> None:
         self.app = app
@@ -78,7 +80,7 @@ class Envelope:
         self.deadline_seconds = deadline_seconds
         self.routes = routes
         self.tracer = tracer
-        self.request_log = RequestLog()
+        self.request_log = request_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
