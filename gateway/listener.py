@@ -5,7 +5,7 @@ under traffic is never, then closes connections a client may just be writing to.
 server is replaced; all it promises Ray is a task and a server.
 
 On one machine the server asks the application itself: what Serve does around each request (a second id, a count for the
-autoscaler, time limits of its own) costs an eighth of an answer.  In a cluster, where that count says how many replicas
+autoscaler, time limits of its own) costs a sixth of an answer.  In a cluster, where that count says how many replicas
 there shall be, it goes through Serve.
 """
 
