@@ -7,10 +7,13 @@ requests would run half empty.  The rate is measured as BBR (Cardwell et al., AC
 path: only while there is enough to do, and the best of the last windows counts, as whatever disturbs makes it smaller.
 Small requests and bulk have limits of their own, as the partitions of Netflix' concurrency-limits.
 
-A line may have two causes.  Where more comes than the model can do, whoever waits makes all others wait, for as long as
-that lasts: the rest is refused at once.  Where no more comes than it usually can, it is the model that is slower for a
-moment (a release loads beside it, another process has the cores), and the line goes by itself: it may grow for a while,
-and the longer the longer the model is silent.
+Few callers are never refused: each connection asks one thing at a time, so no more can wait than there are connections,
+and that is soon over.  To refuse one of them would only bring it back at once.
+
+Beyond that a line may have two causes.  Where more comes than the model can do, whoever waits makes all others wait,
+for as long as that lasts: the rest is refused at once.  Where no more comes than it usually can, it is the model that
+is slower for a moment (a release loads beside it, another process has the cores), and the line goes by itself: it may
+grow for a while, and the longer the longer the model is silent.
 
 Triton's own queue has no bound and forgets nobody, so the gateway decides what enters it: at most a few full batches
 at a time.  Whatever waits at the gate costs nothing when its client leaves or its deadline passes, and a canary that
@@ -31,6 +34,11 @@ LEAST = 32  # texts: the limit of small requests never falls below, whatever was
 BULK_AT_ONCE = 2  # requests of any size: one being answered, one behind it
 BULK_TEXTS = 256  # of more but smaller ones: what those two have at Triton and at the gate (predict.CHUNKS_AT_ONCE)
 WAIT_SECONDS = 0.035  # a let-in request may take: a good deal longer than alone, and still soon
+FEW_SECONDS = 0.5  # of work: callers that could not wait longer even if all asked at one time are few
+FEW = 128  # callers, where that is not known yet
+CALLERS_SECONDS = 10.0  # in which, or in twice that, a connection has to have asked to count as a caller
+MOST_CALLERS = 10_000  # that are told apart
+MANY_SECONDS = 60.0  # since there were too many to be few; fewer may ask at one time because the others are refused
 PATIENCE_SECONDS = 0.25  # of work may wait beyond the limit, when it is the model that is slow
 LINE_SECONDS = 8.0  # for so long; then it is not for a moment that it is slow
 CROWD = 1.5  # times the pace of the model, and it is not the model that is slow
@@ -130,6 +138,33 @@ class Arrivals:
         return (self._before + self._count) / (self._seconds_before + now - self._began)
 
 
+class Callers:
+    """How many connections asked lately, told apart by their numbers."""
+
+    def __init__(self) -> None:
+        self._recent: set[int] = set()
+        self._before: set[int] = set()
+        self._ends = -math.inf
+
+    def __len__(self) -> int:
+        return len(self._recent) + len(self._before)
+
+    def asks(self, connection: int) -> None:
+        now = monotonic()
+        if now >= self._ends:
+            self._before = self._recent if now < self._ends + CALLERS_SECONDS else set()
+            self._recent = set()
+            self._ends = now + CALLERS_SECONDS
+        if connection not in self._recent and len(self._recent) < MOST_CALLERS:
+            self._before.discard(connection)
+            self._recent.add(connection)
+
+    def leaves(self, connection: int) -> None:
+        """Not to be said of one that brought a single request: who opens one for each is as many as the requests."""
+        self._recent.discard(connection)
+        self._before.discard(connection)
+
+
 class Admission:
     """Counts the texts being answered, and lets in what will not have to wait too long.
 
@@ -143,6 +178,8 @@ class Admission:
     def __init__(self, most: int) -> None:
         self.most = most
         self.pace = Pace()
+        self.callers = Callers()
+        self._many_until = -math.inf
         self._small = 0
         self._bulk = 0
         self._bulk_requests = 0
@@ -237,6 +274,8 @@ class Admission:
         silent = self._silent_seconds(now)
         if silent > STALL_SECONDS + self.pace.tolerated_seconds:
             return not rate or self._small + over <= STALL_WORK_SECONDS * rate
+        if self._callers_are_few(now) and self._small + over <= self._few:
+            return True
         if rate and self._arrivals.rate(now) > CROWD * rate:
             return False
         if now - self._last_full <= FULL_SECONDS and now - self._full_since > LINE_SECONDS:
@@ -244,6 +283,16 @@ class Admission:
         line = max(0.0, self._small - self.limit) + over
         patience = SMALL + max(PATIENCE_SECONDS, silent) * rate if rate else LEAST
         return line <= patience + self._gathered
+
+    @property
+    def _few(self) -> float:
+        """Callers, or texts, that do not wait long whatever they do."""
+        return max(2 * LEAST, FEW_SECONDS * self.pace.rate) if self.pace.rate else FEW
+
+    def _callers_are_few(self, now: float) -> bool:
+        if len(self.callers) > self._few:
+            self._many_until = now + MANY_SECONDS
+        return now >= self._many_until
 
     def _is_full(self, now: float) -> None:
         if self._is_silent(now):

@@ -9,11 +9,13 @@ with its file and its memory; here such a client gets those seconds too.  (The b
 """
 
 import asyncio
+import itertools
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.doorman import Doorman
 
+NUMBERS = itertools.count()  # of connections
 CLOSE = (b"connection", b"close")  # among uvicorn's default headers once the server drains
 
 
@@ -57,6 +59,8 @@ class Connection(HttpToolsProtocol):
     def __init__(self, doorman: Doorman, *args: object, **options: object) -> None:
         super().__init__(*args, **options)
         self._doorman = doorman
+        self._number = next(NUMBERS)
+        self._predictions = 0  # asked for
         self._head_is_due: asyncio.TimerHandle | None = None
         self._taking_is_due: asyncio.TimerHandle | None = None
 
@@ -72,6 +76,8 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._cancel_head()
+        if self.parser.get_method() == b"POST":
+            self._predictions += self._doorman.hears(self._number, self.url)
         if self._may_be_refused() and self._doorman.refuses(self.url, self.headers):
             self.cycle = Refused
             self.transport.write(self._doorman.refusal(self.url, self.headers, self.server_state.default_headers))
@@ -104,6 +110,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self._predictions > 1:
+            self._doorman.admission.callers.leaves(self._number)
         self._cancel_head()
         self._cancel_taking()
 

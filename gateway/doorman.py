@@ -27,6 +27,13 @@ class Doorman:
     live_version: Callable[[], str]
     count: Callable[[str, int, str, str], None]
 
+    def hears(self, connection: int, target: bytes) -> bool:
+        """A POST to `target` has come on this connection; whether it is a prediction."""
+        asks = target in FEWEST_TEXTS
+        if asks:
+            self.admission.callers.asks(connection)
+        return asks
+
     def refuses(self, target: bytes, head: Head) -> bool:
         """Whether a POST to `target` finds no room.  Pages of other origins pass: CORS is the application's matter."""
         fewest = FEWEST_TEXTS.get(target)

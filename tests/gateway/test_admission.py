@@ -1,6 +1,8 @@
 """The two doors, alone.  How much is let in is tried on models that exist as their timing only, in their own time."""
 
 import asyncio
+import heapq
+import itertools
 import math
 import random
 from collections import deque
@@ -18,9 +20,12 @@ from gateway.admission import (
     CROWD,
     CROWD_SECONDS,
     EXPECTED_SECONDS,
+    FEW,
+    FEW_SECONDS,
     LEAST,
     LINE_SECONDS,
     LONGEST_RETRY_SECONDS,
+    MANY_SECONDS,
     RETRY_SPREAD,
     SMALL,
     STALL_WORK_SECONDS,
@@ -33,7 +38,12 @@ BATCH = 64
 LIMIT = BATCHES_AT_TRITON * BATCH
 
 
+CONNECTIONS = itertools.count()
+
+
 def enter(admission: Admission, texts: int):
+    """By a caller of its own."""
+    admission.callers.asks(next(CONNECTIONS))
     place = admission.let_in(texts)
     place.__enter__()
     return place
@@ -70,9 +80,10 @@ def test_bulk_and_small_requests_do_not_take_each_others_places():
     bulk = [enter(admission, 1024) for _ in range(BULK_AT_ONCE)]
     assert not admission.has_room(SMALL + 1)
     small = [enter(admission, 1) for _ in range(LEAST)]
-    while admission.has_room(1):  # the burst
-        small.append(enter(admission, 1))
-    assert LEAST <= len(small) <= 3 * LEAST
+    with pytest.raises(Overloaded):
+        while True:
+            small.append(enter(admission, 1))
+    assert LEAST <= len(small) <= FEW
     bulk.pop().__exit__(None, None, None)
     assert admission.has_room(1024) and not admission.has_room(1)
 
@@ -103,7 +114,10 @@ def test_those_refused_together_come_back_at_different_times():
 
 @dataclass
 class World:
-    """A model that answers n texts at once in about a + b·n seconds, and callers who do not wait for answers."""
+    """A model that answers n texts at once in about a + b·n seconds, and callers, who keep their connections.
+
+    Of those that are free the one used last is taken, as clients do.
+    """
 
     a: float
     b: float
@@ -115,35 +129,76 @@ class World:
     _line: deque = field(default_factory=deque)
     _batch: list = field(default_factory=list)
     _heap: list = field(default_factory=list)
+    _free: list[int] = field(default_factory=list)  # connections
     _answered_at: float = math.inf
     _luck: random.Random = field(default_factory=lambda: random.Random(1))
 
     def offer(self, rate: float, seconds: float) -> tuple[list[float], int]:
-        """Requests of one text for so long: the seconds of those answered in this time, and how many were refused."""
+        """Requests of one text for so long, whatever comes of those before.
+
+        Returns the seconds of those answered in this time, and how many were refused.
+        """
         took, refused, end = [], 0, self.now + seconds
         arrives = self.now + self._luck.expovariate(rate)
         while min(arrives, self._answered_at) < end:
             self.now = self._awake(min(arrives, self._answered_at))
             if arrives < self._answered_at:
                 arrives += self._luck.expovariate(rate)
-                try:
-                    self._line.append((self.now, enter(self.admission, 1)))
-                except Overloaded:
-                    refused += 1
-            else:
-                self._heap += self._batch
-                self._batch, self._answered_at = [], math.inf
-            if self.now % 1.0 >= self.deaf:
-                for came, place in self._heap:
-                    place.__exit__(None, None, None)
-                    took.append(self.now - came)
-                self._heap.clear()
-            if not self._batch and self._line:
-                self._batch = [self._line.popleft() for _ in range(min(len(self._line), BATCH))]
-                needed = (self.a + self.b * len(self._batch)) * self._luck.uniform(0.8, 1.2)
-                self._answered_at = max(self.now, self.stalled_until) + needed
+                refused += not self._ask(self._free.pop() if self._free else next(CONNECTIONS))
+            took += self._work()
         self.now = end
         return took, refused
+
+    def ask_in_turn(self, callers: int, seconds: float) -> tuple[list[float], int]:
+        """The same of callers who ask again as soon as they are answered, or refused (20 ms later)."""
+        took, refused, end = [], 0, self.now + seconds
+        mine = {next(CONNECTIONS) for _ in range(callers)}
+        asks = [(self.now, connection) for connection in mine]
+        while min(asks[0][0] if asks else math.inf, self._answered_at) < end:
+            self.now = self._awake(min(asks[0][0] if asks else math.inf, self._answered_at))
+            if asks and asks[0][0] <= self.now:
+                _, connection = heapq.heappop(asks)
+                if not self._ask(connection):
+                    refused += 1
+                    self._free.remove(connection)
+                    heapq.heappush(asks, (self.now + 0.02, connection))
+            took += self._work()
+            for connection in mine.intersection(self._free):
+                self._free.remove(connection)
+                heapq.heappush(asks, (self.now, connection))
+        for connection in mine:
+            self.admission.callers.leaves(connection)
+        self.now = end
+        return took, refused
+
+    def _ask(self, connection: int) -> bool:
+        self.admission.callers.asks(connection)
+        place = self.admission.let_in(1)
+        try:
+            place.__enter__()
+        except Overloaded:
+            self._free.append(connection)
+            return False
+        self._line.append((self.now, place, connection))
+        return True
+
+    def _work(self) -> list[float]:
+        """What the model does now: the seconds that those took who are answered."""
+        took = []
+        if self.now >= self._answered_at:
+            self._heap += self._batch
+            self._batch, self._answered_at = [], math.inf
+        if self.now % 1.0 >= self.deaf:
+            for came, place, connection in self._heap:
+                place.__exit__(None, None, None)
+                self._free.append(connection)
+                took.append(self.now - came)
+            self._heap.clear()
+        if not self._batch and self._line:
+            self._batch = [self._line.popleft() for _ in range(min(len(self._line), BATCH))]
+            needed = (self.a + self.b * len(self._batch)) * self._luck.uniform(0.8, 1.2)
+            self._answered_at = max(self.now, self.stalled_until) + needed
+        return took
 
     def _awake(self, moment: float) -> float:
         return moment + max(0.0, self.halt - moment % 1.0)
@@ -193,6 +248,29 @@ def test_at_three_times_the_capacity_the_model_is_busy_and_nobody_waits_long(wor
     calm, refused = world.offer(0.5 * capacity, 0.2 * seconds)
     assert refused == 0
     assert p99(calm) < p99(busy)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_few_callers_who_wait_for_their_answers_are_never_refused(world, model):
+    """However long they go on, and from a cold start; each refusal would come back as another question at once."""
+    world = world(*model)
+    capacity = BATCH / (model[0] + model[1] * BATCH)
+    for callers in (LEAST, 2 * LEAST, int(0.4 * FEW_SECONDS * capacity)):
+        took, refused = world.ask_in_turn(callers, LINE_SECONDS + 2000 / capacity)
+        assert took and not refused
+
+
+def test_few_callers_are_not_refused_before_the_model_is_known(world):
+    assert world(*MODELS["a small model"]).ask_in_turn(FEW, LINE_SECONDS + 2)[1] == 0
+
+
+def test_too_many_callers_are_refused_and_fewer_not_until_they_are_known_to_be_few(world):
+    world = world(*MODELS["a small model"])
+    world.ask_in_turn(LEAST, 5)
+    took, refused = world.ask_in_turn(2000, 4)  # for whom each would wait for two seconds
+    assert refused and p99(took) < 0.5
+    world.now += MANY_SECONDS
+    assert world.ask_in_turn(FEW, 20)[1] == 0
 
 
 def test_the_limit_grows_for_a_model_that_needs_more_at_once(world):
