@@ -312,7 +312,7 @@ def test_a_crowd_makes_nobody_wait_long_from_its_first_moments_on(world):
     world.offer(2000, 5)
     world.offer(50, 5)
     took, refused = world.offer(3000, 1)
-    assert refused and sum(each > 0.1 for each in took) < 0.3 * len(took)
+    assert refused and sum(each > 0.1 for each in took) < 0.35 * len(took)
     took, _ = world.offer(3000, 20)
     assert max(took) < 2 * world.admission.pace.tolerated_seconds
 
