@@ -126,10 +126,21 @@ def create_app(settings: Settings, bundle: Bundle) -> FastAPI:
             status_code=route.status,
             response_class=Response,
         )
-    app.openapi = lambda: openapi.document(app, settings)
+    _serve_document(app, orjson.dumps(openapi.document(app, settings)))
     app.add_exception_handler(HTTPException, _http_exception)
     app.state.doorman = Doorman(admission, live_version, metrics.answered)  # for whoever listens for it
     return app
+
+
+def _serve_document(app: FastAPI, document: bytes) -> None:
+    """In place of FastAPI's own route, which makes the document when it is first asked for and writes it each time:
+    both hold up whoever waits for an answer."""
+
+    async def answer(request: Request) -> Response:
+        return Response(document, media_type="application/json")
+
+    app.router.routes = [route for route in app.router.routes if getattr(route, "path", None) != app.openapi_url]
+    app.add_route(app.openapi_url, answer, include_in_schema=False)
 
 
 def _tracer(settings: Settings) -> "Tracer | None":

@@ -238,25 +238,23 @@ def cross_origin(origins: list[str]) -> dict[str, object]:
 
 
 def document(app: FastAPI, settings: Settings) -> dict:
-    """The document of this application, made once."""
-    if app.openapi_schema is None:
-        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        components = schema.setdefault("components", {}).setdefault("schemas", {})
-        for model in (route_model for route in ROUTES for route_model in (route.answer, route.body) if route_model):
-            components.update(_definitions(model))
-        components.update(_definitions(ProblemAnswer))
-        characters = {"minLength": 1, "maxLength": settings.max_text_characters}
-        components["PredictRequest"]["properties"]["text"].update(characters)
-        components["BatchRequest"]["properties"]["texts"]["items"].update(characters)
-        components["BatchRequest"]["properties"]["texts"]["maxItems"] = settings.max_texts
-        if settings.asks_for_a_key:
-            schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-            for path, operations in schema["paths"].items():
-                if path.startswith("/v1/"):
-                    for operation in operations.values():
-                        operation["security"] = [{"key": []}]
-        app.openapi_schema = schema
-    return app.openapi_schema
+    """The document of this application."""
+    schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    components = schema.setdefault("components", {}).setdefault("schemas", {})
+    for model in (route_model for route in ROUTES for route_model in (route.answer, route.body) if route_model):
+        components.update(_definitions(model))
+    components.update(_definitions(ProblemAnswer))
+    characters = {"minLength": 1, "maxLength": settings.max_text_characters}
+    components["PredictRequest"]["properties"]["text"].update(characters)
+    components["BatchRequest"]["properties"]["texts"]["items"].update(characters)
+    components["BatchRequest"]["properties"]["texts"]["maxItems"] = settings.max_texts
+    if settings.asks_for_a_key:
+        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for path, operations in schema["paths"].items():
+            if path.startswith("/v1/"):
+                for operation in operations.values():
+                    operation["security"] = [{"key": []}]
+    return schema
 
 
 def _definitions(model: type[BaseModel]) -> dict[str, dict]:

@@ -16,6 +16,7 @@ import uvicorn
 from gateway.app import create_app
 from gateway.bundle import read_bundle
 from gateway.connection import Connection
+from gateway.doorman import Doorman
 from gateway.settings import Settings
 from tests.gateway.gateway_process import wait_until
 from tests.triton_process import free_ports
@@ -27,6 +28,7 @@ KEEP_ALIVE_SECONDS = 2
 class ServedApp:
     url: str
     client: httpx.Client
+    doorman: Doorman
 
     @property
     def port(self) -> int:
@@ -72,7 +74,7 @@ def served_app(
     thread.start()
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            served = ServedApp(f"http://127.0.0.1:{port}", client)
+            served = ServedApp(f"http://127.0.0.1:{port}", client, app.state.doorman)
             wait_until(lambda: client.get("/healthz").status_code == 200, 20, "the application listens")
             if wait_for_triton:
                 wait_until(served.is_ready, 20, "the application is ready")

@@ -182,6 +182,11 @@ def test_an_address_or_method_nobody_serves_is_a_problem_too(shared_gateway):
     assert wrong.json()["detail"] == "/v1/predict does not take GET, but POST"
 
 
+@pytest.mark.parametrize("path", ["/-/healthz", "/-/routes"])
+def test_pages_of_ray_serve_are_not_there_because_nothing_goes_through_it(shared_gateway, path):
+    assert_problem(httpx.get(f"{shared_gateway.url}{path}"), "not_found")
+
+
 def test_headers_that_ray_would_obey_change_nothing(shared_gateway):
     headers = {
         **JSON,

@@ -107,6 +107,25 @@ def test_a_full_gateway_refuses_before_the_body_is_there_and_counts_it(app, trit
         connection.close()
 
 
+def test_a_kept_connection_is_one_caller_and_closed_ones_are_as_many_as_their_requests(app):
+    callers = app.doorman.admission.callers
+    with httpx.Client(base_url=app.url, headers=app.client.headers) as kept:
+        for _ in range(3):
+            assert kept.post("/v1/predict", json={"text": "영화"}).status_code == 200
+        kept.get("/v1/model")
+        assert len(callers) == 1
+        other = [app.predict("영화") for _ in range(2)]
+        assert [each.status_code for each in other] == [200, 200]
+        assert len(callers) == 2
+    wait_until(lambda: len(callers) == 1, 5, "the kept connection that was closed is forgotten")
+    for _ in range(3):
+        httpx.post(
+            f"{app.url}/v1/predict", json={"text": "영화"}, headers={**app.client.headers, "connection": "close"}
+        )
+    app.is_ready()  # whose connection asked for predictions and is still there
+    assert len(callers) == 4
+
+
 def test_what_is_refused_at_the_door_is_whole_http_whatever_is_sent(app, triton):
     """An upgrade, a chunked body, one request behind another, and HTTP/1.0, which is not refused at the door."""
     chunked = b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
