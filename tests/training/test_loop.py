@@ -188,13 +188,14 @@ def test_from_candidate_to_champion_and_back(loop, weak, second, capsys):
     assert command.main(["register"]) == 0  # the latest search
     assert "version 2 is a Candidate; next: make promote VERSION=2" in capsys.readouterr().out
     now(v1="Champion", v2="Candidate")
-    comparison = loop.registry.compare(1, 2)
-    assert comparison.paired.only_second > 10 > comparison.paired.only_first
+    paired = loop.registry.compare(1, 2).paired
+    assert paired.only_second > 10 > paired.only_first
     assert command.main(["promote", "2"]) == 0
     champion = loop.registry.champion()
     assert (champion.number, champion.previous_champion, champion.forced) == (2, 1, False)
     gates = {name: champion.tags[f"gate.{name}"] for name in ("better", "behaviour", "latency")}
-    assert gates["better"].startswith(f"passed: better: +{100 * comparison.paired.only_second / 200:.2f} points to the")
+    better = 100 * (paired.only_second - paired.only_first) / 200
+    assert gates["better"].startswith(f"passed: better: +{better:.2f} points to the")
     assert {sentence.split(":")[0] for sentence in gates.values()} == {"passed"}
     now(v1="Archived", v2="Champion")
     assert reading(MISTAKEN) == ("2", "긍정")
