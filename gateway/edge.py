@@ -1,4 +1,4 @@
-"""The outermost layer, in front of Ray Serve's own: request ids, and the headers Ray would obey.
+"""Request ids; and where Ray Serve handles requests (cluster.py), a layer in front of it for the headers it would obey.
 
 Ray Serve gives meaning to a handful of request headers: with them a client could shorten the deadline, or crash the
 request with bytes that are not UTF-8.  They are taken off here, before Ray sees them.  Ray also echoes `x-request-id`;
