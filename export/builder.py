@@ -34,6 +34,8 @@ class GraphBuilder:
         """Add a node with one output and return the output's name. Arrays become weights, None an absent input."""
         output = name or f"{kind}_{len(self._nodes)}"
         names = ["" if value is None else value if isinstance(value, str) else self.weight(value) for value in inputs]
+        while names and not names[-1]:  # an absent input at the end is left out
+            names.pop()
         self._nodes.append(helper.make_node(kind, names, [output], name=output, domain=domain, **attributes))
         return output
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from export import manifest, parity
+from export.calibration import calibration, smoothing
 from export.checkpoint import Checkpoint
 from export.errors import GateClosed
 from export.graph import Weights, build_graph
@@ -18,7 +19,6 @@ from export.parity import Measurement, Reference
 from export.quantize import Recipe, has_vnni, recipes
 from export.reference import describe
 from export.reviews import DEFAULT_ROWS, load_reviews
-from export.smooth import smoothing
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,11 @@ def convert(checkpoint: Checkpoint, reference: Reference, precision: str, file: 
     vnni = has_vnni()
     attempts: list[Attempt] = []
     for recipe in recipes(precision, vnni=vnni):
-        given = weights | smoothing(checkpoint, reference.encoded) if recipe.smoothed else weights
+        given = weights
+        if recipe.calibrated:
+            given = weights | calibration(checkpoint, reference.encoded)
+        elif recipe.smoothed:
+            given = weights | smoothing(checkpoint, reference.encoded)
         if recipe.spared:
             recipe = _spare_layers(checkpoint, given, recipe, reference, file)
         file.write_bytes(write(checkpoint.config, given, recipe).SerializeToString(deterministic=True))

@@ -79,7 +79,7 @@ class View:
 
 
 def build_graph(config: PretrainedConfig, weights: Weights, recipe: Recipe) -> onnx.ModelProto:
-    """``weights`` as in the model's state_dict, FLOAT, and the factors of smooth.py where the recipe wants them;
+    """``weights`` as in the model's state_dict, FLOAT, and what calibration.py adds where the recipe wants it;
     ``config`` is one that checkpoint.py has let pass."""
     graph = GraphBuilder()
     encoder = under(weights, f"{config.model_type}.")
@@ -214,7 +214,7 @@ class Layer:
             np.concatenate([self._weights[f"attention.self.{part}.{kind}"] for part in parts])
             for kind in ("weight", "bias")
         )
-        return self._products.linear(x, weight, bias, smooth=self._weights.get("attention.self.smooth")).name
+        return self._multiply(x, "attention.self", weight, bias).name
 
     def _attend(self, query: str, key: str, value: str) -> str:
         """softmax(query · keyᵀ / √d + absent) · value, all [B, h, tokens, d]."""
@@ -235,7 +235,13 @@ class Layer:
 
     def _linear(self, x: Matrix, name: str, floor: float | None = None) -> Matrix:
         weight, bias = (self._weights[f"{name}.{kind}"] for kind in ("weight", "bias"))
-        return self._products.linear(x, weight, bias, floor, self._weights.get(f"{name}.smooth"))
+        return self._multiply(x, name, weight, bias, floor)
+
+    def _multiply(
+        self, x: Matrix, name: str, weight: np.ndarray, bias: np.ndarray, floor: float | None = None
+    ) -> Matrix:
+        calibrated = (self._weights.get(f"{name}.{kind}") for kind in ("smooth", "range"))
+        return self._products.linear(x, weight, bias, floor, *calibrated)
 
     def _add_and_normalize(self, x: Matrix, change: Matrix, name: str) -> Matrix:
         total = self._graph.op("Add", change.name, x.name)

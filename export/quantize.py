@@ -1,9 +1,10 @@
-"""How the large matrix products of a graph are written: in fp32, or in int8 with one activation scale per token.
+"""How the large matrix products of a graph are written: in fp32, or in int8.
 
 Weights are int8 with one scale per output column. Activations are quantized while the model runs, each row (token) by
-its own largest value. The usual dynamic quantization takes one scale for the whole batch: there an outlier in one text
-costs the precision of its neighbours, and the answer to a text depends on the company it came in. A scale per token
-costs some time and removes both (EXPERIMENTS.md has the figures).
+its own largest value, or, where a LayerNorm has made the rows alike, all by a range found beforehand (calibration.py),
+which saves several small operators. The usual dynamic quantization takes one scale for the whole batch: there an
+outlier in one text costs the precision of its neighbours, and the answer to a text depends on the company it came in.
+Neither of ours knows the neighbours (EXPERIMENTS.md has the figures).
 
 `recipes` is the ladder of remedies that convert.py climbs until the parity gate opens.
 
@@ -27,6 +28,8 @@ from export.builder import CONTRIB, GraphBuilder, Matrix, integers, real
 class Recipe:
     """One way to write a model. ``weight_bits``: None means fp32, 16 fp16.
 
+    ``calibrated``: what a LayerNorm has made is smoothed and quantized by one range, the rest by a scale per token;
+    ``smoothed``: every input is, and has a scale per token (calibration.py).
     ``spared`` is the share of the layers, the most sensitive ones, that stay in fp32; convert.py finds out which those
     are and names them in ``float_layers``.
     """
@@ -34,6 +37,7 @@ class Recipe:
     remedy: str
     weight_bits: int | None
     unsigned: bool = False
+    calibrated: bool = False
     smoothed: bool = False
     spared: float = 0
     float_layers: frozenset[int] = frozenset()
@@ -46,6 +50,7 @@ class Recipe:
 FP32 = Recipe("fp32", None)
 FP16 = Recipe("fp16", 16)  # written by padded.py
 INT8_LADDER = (
+    Recipe("int8, calibrated", 8, calibrated=True),
     Recipe("int8", 8),
     Recipe("int8, smoothed", 8, smoothed=True),
     Recipe("int8, smoothed, a quarter of the layers in fp32", 8, smoothed=True, spared=0.25),
@@ -53,6 +58,7 @@ INT8_LADDER = (
     FP32,
 )
 INT8_LADDER_WITHOUT_VNNI = (
+    Recipe("int8 with 7-bit weights, calibrated", 7, calibrated=True),
     Recipe("int8 with 7-bit weights", 7),
     Recipe("int8 with unsigned weights", 8, unsigned=True),
     Recipe("int8 with unsigned weights, smoothed", 8, unsigned=True, smoothed=True),
@@ -93,10 +99,12 @@ class Products(Protocol):
         bias: np.ndarray,
         floor: float | None = None,
         smooth: np.ndarray | None = None,
+        reach: np.ndarray | None = None,
     ) -> Matrix:
         """x · weightᵀ + bias; weight is [out, in] as torch stores it. No value of ``x`` lies below ``floor``.
 
-        ``smooth`` [in] is what may divide ``x`` and multiply the weight without changing the product (smooth.py).
+        ``smooth`` [in] is what may divide ``x`` and multiply the weight without changing the product, ``reach`` how far
+        the so divided ``x`` goes from 0 (calibration.py has both).
         """
 
 
@@ -114,6 +122,7 @@ class FloatProducts:
         bias: np.ndarray,
         floor: float | None = None,
         smooth: np.ndarray | None = None,
+        reach: np.ndarray | None = None,
     ) -> Matrix:
         return Matrix(self._graph.op("Gemm", x.name, weight, bias, transB=1), x.rows)
 
@@ -138,6 +147,7 @@ class Int8Products:
         bias: np.ndarray,
         floor: float | None = None,
         smooth: np.ndarray | None = None,
+        reach: np.ndarray | None = None,
     ) -> Matrix:
         graph = self._graph
         if smooth is not None:
@@ -145,11 +155,16 @@ class Int8Products:
             weight = weight * smooth
             floor = None if floor else floor  # each channel has a floor of its own now, unless it is 0
         codes, scales = quantize_rows(weight, self._largest)
-        x_codes, x_scales, zero_point = self._quantize(x, weight.shape[1], floor)
-        operands = [x_codes, codes.T, real(1), scales[:, 0], np.array(zero_point, np.uint8)]
+        codes, offset = codes.T, None
         if self._unsigned:
-            operands[1] = (codes.T.astype(np.int16) + 128).astype(np.uint8)
-            operands.append(np.array(128, np.uint8))
+            codes, offset = (codes.astype(np.int16) + 128).astype(np.uint8), np.array(128, np.uint8)
+        if reach is not None:
+            step, zero_point = real(reach / 127), np.array(128, np.uint8)
+            x_codes = graph.op("QuantizeLinear", x.name, step, zero_point)
+            operands = x_codes, codes, step, scales[:, 0], zero_point, offset, bias
+            return Matrix(graph.op("MatMulIntegerToFloat", *operands, domain=CONTRIB), x.rows)
+        x_codes, x_scales, zero_point = self._quantize(x, weight.shape[1], floor)
+        operands = x_codes, codes, real(1), scales[:, 0], np.array(zero_point, np.uint8), offset
         product = graph.op("MatMulIntegerToFloat", *operands, domain=CONTRIB)
         return Matrix(graph.op("Add", graph.op("Mul", product, x_scales), bias), x.rows)
 

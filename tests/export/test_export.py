@@ -25,7 +25,7 @@ from export.errors import BundleBroken
 from export.graph import build_graph
 from export.manifest import LOGITS
 from export.onnx_model import OnnxModel, softmax
-from export.quantize import recipes
+from export.quantize import has_vnni, recipes
 from export.triton_config import build_config, read_config, to_text
 from gateway.bundle import read_bundle
 from server.bundle import check_files, read_served_bundle
@@ -180,8 +180,9 @@ def test_a_closed_gate_publishes_nothing(export, repository, monkeypatch):
     assert answer.status == 2
     assert answer.out == ""
     last = answer.err.splitlines()[-1]
+    first = recipes("int8", vnni=has_vnni())[0].remedy
     assert last.startswith(
-        "error: the written model does not answer like torch, so nothing was published (int8: labels"
+        f"error: the written model does not answer like torch, so nothing was published ({first}: labels"
     )
     assert "fp32: labels agree on" in last
     assert everything_in(repository.parent) == before

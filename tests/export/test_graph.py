@@ -1,5 +1,7 @@
 """The graph against torch: whatever the padding, the answer is that of the text alone."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -8,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from export.calibration import calibration
 from export.graph import build_graph
 from export.manifest import IDS, LOGITS, MASK
 from export.onnx_model import pad
@@ -19,6 +22,8 @@ RECIPES = (
     INT8,
     Recipe("7-bit weights", 7),
     Recipe("unsigned weights", 8, unsigned=True),
+    Recipe("calibrated", 8, calibrated=True),
+    Recipe("unsigned weights, calibrated", 8, unsigned=True, calibrated=True),
     Recipe("first layer in fp32", 8, float_layers=frozenset([0])),
     FP32,
 )
@@ -39,6 +44,8 @@ def texts() -> list[list[int]]:
 
 def graph_of(model, recipe=FP32, **changes) -> onnx.ModelProto:
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    if recipe.calibrated:
+        weights |= calibration(SimpleNamespace(model=model), [[*range(1, 40)], [*range(WORDS - 30, WORDS)]])
     return build_graph(model.config, {**weights, **changes}, recipe)
 
 

@@ -56,11 +56,12 @@ def test_the_flags_of_the_cpu_say_whether_products_of_bytes_saturate(tmp_path, c
     assert has_vnni(file) is vnni
 
 
-def products_of(x, weight, smooth=None, **how) -> np.ndarray:
-    """What a file answers for x · weightᵀ."""
+def products_of(x, weight, smooth=None, reach=None, bias=0, **how) -> np.ndarray:
+    """What a file answers for x · weightᵀ + bias."""
     graph = GraphBuilder()
     rows = Matrix("x", graph.op("Shape", "x", start=0, end=1))
-    product = Int8Products(graph, 8, **how).linear(rows, weight, np.zeros(len(weight), np.float32), smooth=smooth)
+    biases = np.full(len(weight), bias, np.float32)
+    product = Int8Products(graph, 8, **how).linear(rows, weight, biases, smooth=smooth, reach=reach)
     model = graph.model(inputs={}, outputs={product.name: ["rows", len(weight)]})
     model.graph.input.append(onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["rows", x.shape[1]]))
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -82,6 +83,16 @@ def test_smoothing_keeps_an_outlying_channel_from_costing_the_others_their_preci
     smooth = np.sqrt(np.abs(x).max(axis=0) / np.abs(weight).max(axis=0)).astype(np.float32)
     plain, smoothed = (np.abs(products_of(x, weight, each) - x @ weight.T).max() for each in (None, smooth))
     assert smoothed < plain / 3
+
+
+@pytest.mark.parametrize("unsigned", [False, True])
+def test_a_range_serves_all_rows_and_what_is_beyond_it_is_cut_off(unsigned):
+    x = np.random.default_rng(0).uniform(-4, 4, size=(50, 64)).astype(np.float32)
+    x[0, :3] = 9, -9, 0
+    found = products_of(x, np.eye(64, dtype=np.float32), reach=np.float32(4), bias=2, unsigned=unsigned) - 2
+    step = 4 / 127
+    assert np.abs(found - np.clip(x, -128 * step, 127 * step)).max() < 0.51 * step
+    assert found[0, :3] == pytest.approx([4, -128 * step, 0], abs=1e-3)
 
 
 @pytest.mark.parametrize("floor", [None, GELU_FLOOR, 0.0])
