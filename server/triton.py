@@ -108,8 +108,9 @@ def environment(layout: Layout) -> dict[str, str]:
         ),
         "LC_ALL": "C.UTF-8",
         # Weights in pages of 2 MiB, where the kernel gives those to who asks: in pages of 4 KiB, finding them takes a
-        # tenth of the time of a large model (export/EXPERIMENTS.md).
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        # tenth of the time of a large model (export/EXPERIMENTS.md).  And one heap for all threads: of Triton's dozens,
+        # each that once loaded a version would keep the remains of it in a heap of its own.
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1",
     }
 
 
