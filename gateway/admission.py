@@ -16,8 +16,9 @@ is slower for a moment (a release loads beside it, another process has the cores
 grow for a while, and the longer the longer the model is silent.
 
 Triton's own queue has no bound and forgets nobody, so the gateway decides what enters it: at most a few full batches
-at a time.  Whatever waits at the gate costs nothing when its client leaves or its deadline passes, and a canary that
-goes past the gate finds Triton at most those few batches away even when the gateway is full.
+at a time, and bulk through a gate of its own, so that its line is nobody else's.  Whatever waits at a gate costs
+nothing when its client leaves or its deadline passes, and a canary that goes past the gates finds Triton at most those
+few batches away even when the gateway is full.
 """
 
 import asyncio
@@ -33,6 +34,8 @@ SMALL = 16  # texts of a request that is not bulk
 LEAST = 32  # texts: the limit of small requests never falls below, whatever was measured
 BULK_AT_ONCE = 2  # requests of any size: one being answered, one behind it
 BULK_TEXTS = 256  # of more but smaller ones: what those two have at Triton and at the gate (predict.CHUNKS_AT_ONCE)
+BULK_SECONDS = 1.0  # of work of bulk, which waits behind bulk only and has the time
+BULK_FIRST = 2048  # texts, where it is not known yet how much that is
 WAIT_SECONDS = 0.05  # a let-in request may take: a good deal longer than alone, and still soon
 FEW_SECONDS = 0.2  # of work: callers that could not wait longer even if all asked at one time are few
 FEW = 128  # callers, where that is not known yet
@@ -59,13 +62,18 @@ LONGEST_RETRY_SECONDS = 30
 RETRY_SPREAD = 3  # those refused together come back in so many different seconds
 
 BATCHES_AT_TRITON = 4  # two keep one instance busy; the rest is for more instances
+BULK_AT_TRITON = 2  # batches: what a small request finds in front of it there
 
 
 class Pace:
-    """Texts per second the model answers to small requests when it has enough to do; None until that was seen."""
+    """Texts per second the model answers to requests of one kind when it has enough to do; None until that was seen.
 
-    def __init__(self) -> None:
+    A window that took ``stall_seconds`` longer than it should says nothing.
+    """
+
+    def __init__(self, stall_seconds: float) -> None:
         self.rate: float | None = None
+        self._stall_seconds = stall_seconds
         self._rates: deque[float] = deque(maxlen=RATE_WINDOWS)
         self._longest = 0.0  # of the seconds that answers took in this window
         self._answered = 0
@@ -108,7 +116,7 @@ class Pace:
             window = max(window, WINDOW_TURNS * self.tolerated_seconds, WINDOW_WAITS * self._longest)
         if seconds < window:
             return
-        if seconds < window + STALL_SECONDS:
+        if seconds < window + self._stall_seconds:
             self._rates.append(self._answered / seconds)
             self.rate = max(self._rates)
         self.restart(now)
@@ -170,14 +178,15 @@ class Admission:
 
     Texts, not requests: a batch of 500 is 500 times the work.  Never more than `most` at one time, except a request
     that is alone, which is let in however large.  Small requests (up to SMALL texts) are bound by the pace of the
-    model; of bulk, BULK_AT_ONCE requests are let in, or more that are BULK_TEXTS together or fit the same limit.
+    model; of bulk, BULK_AT_ONCE requests are let in, or more that are BULK_TEXTS together or done in BULK_SECONDS.
     Neither takes the other's places.  While the model stands still, requests wait for it rather than being refused: a
     stall is not an overload.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.pace = Pace()
+        self.pace = Pace(STALL_SECONDS)
+        self._bulk_pace = Pace(math.inf)  # of a large batch one cannot tell whether it stalls or takes its time
         self.callers = Callers()
         self._many_until = -math.inf
         self._small = 0
@@ -187,7 +196,7 @@ class Admission:
         self._expected: deque[float] = deque(maxlen=EXPECTED_MOST)
         self._arrivals = Arrivals()
         self._gathered = 0  # texts of small requests, while the model was silent
-        self._last_answer = self._idle_since = monotonic()
+        self._last_answer = self._idle_since = self._bulk_idle_since = monotonic()
         self._last_full = self._full_since = -math.inf
         self._refused = 0
 
@@ -199,6 +208,12 @@ class Admission:
     def limit(self) -> int:
         """Texts of small requests let in at one time, as things are."""
         return min(self.most, round(self.pace.limit))
+
+    @property
+    def bulk_limit(self) -> int:
+        """The same for bulk; the BULK_AT_ONCE requests may be larger."""
+        rate = self._bulk_pace.rate or self.pace.rate
+        return min(self.most, max(BULK_TEXTS, self.limit, round(BULK_SECONDS * rate) if rate else BULK_FIRST))
 
     @contextmanager
     def let_in(self, texts: int) -> Iterator[None]:
@@ -247,7 +262,7 @@ class Admission:
             return True
         if texts > SMALL:
             kept_for_small = min(LEAST, self.most // 2)
-            few = self._bulk_requests < BULK_AT_ONCE or self._bulk + texts <= max(BULK_TEXTS, self.limit)
+            few = self._bulk_requests < BULK_AT_ONCE or self._bulk + texts <= self.bulk_limit
             return few and self.texts + texts <= self.most - kept_for_small
         small = self._small + expected + texts
         over = min(texts + expected, small - self.limit)
@@ -258,10 +273,11 @@ class Admission:
         now = monotonic()
         self._is_full(now)
         self._came(texts, now)
-        wait = math.ceil(self.texts / self.pace.rate) if self.pace.rate else 1
+        rate = self.pace.rate or self._bulk_pace.rate
+        wait = math.ceil(self.texts / rate) if rate else 1
         seconds = min(max(wait, 1), LONGEST_RETRY_SECONDS) + self._refused % RETRY_SPREAD
         self._refused += 1
-        limit = self.limit if texts <= SMALL else self.most
+        limit = self.limit if texts <= SMALL else self.bulk_limit
         return Overloaded(
             f"{self.texts} texts are being answered and the limit is {limit} now, so {texts} more would wait too long; "
             f"try again in {seconds} s",
@@ -320,6 +336,8 @@ class Admission:
             self._last_answer = now  # there was nothing to answer
             self.pace.idled(self._idle_since, now)
         if texts > SMALL:
+            if not self._bulk:
+                self._bulk_pace.idled(self._bulk_idle_since, now)
             self._bulk += texts
             self._bulk_requests += 1
         else:
@@ -333,6 +351,8 @@ class Admission:
         if texts > SMALL:
             self._bulk -= texts
             self._bulk_requests -= 1
+            if not self._bulk:
+                self._bulk_idle_since = monotonic()
         else:
             self._small -= texts
         if self._small <= self.limit:
@@ -344,20 +364,21 @@ class Admission:
         if self.pace.rate and self._is_silent(now):
             self.pace.restart(now)
         self._last_answer = now
-        if texts <= SMALL:
-            self.pace.answered(texts, came, now)
+        pace = self.pace if texts <= SMALL else self._bulk_pace
+        pace.answered(texts, came, now)
 
 
 class Gate:
-    """First come, first served, by rows: at most `BATCHES_AT_TRITON` full batches are past it."""
+    """First come, first served, by rows: at most so many full batches are past it."""
 
-    def __init__(self) -> None:
+    def __init__(self, batches: int) -> None:
+        self._batches = batches
         self._rows = 0
         self._waiting: deque[tuple[int, int, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
     async def passed(self, rows: int, max_batch_size: int) -> AsyncIterator[None]:
-        await self._enter(rows, BATCHES_AT_TRITON * max_batch_size)
+        await self._enter(rows, self._batches * max_batch_size)
         try:
             yield
         finally:

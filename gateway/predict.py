@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gateway.admission import Admission, Gate
+from gateway.admission import BATCHES_AT_TRITON, BULK_AT_TRITON, SMALL, Admission, Gate
 from gateway.bundle import Bundle, Tokens
 from gateway.candidate import Candidate, Shadow, Trial
 from gateway.champion import Champion
@@ -66,7 +66,7 @@ class Predictor:
         self._shadow = Shadow(lambda: champion.live, triton, admission, metrics)
         self._coalescer = Coalescer(triton, metrics.sent)
         self._admission = admission
-        self._gate = Gate()
+        self._gate, self._bulk_gate = Gate(BATCHES_AT_TRITON), Gate(BULK_AT_TRITON)
         self._metrics = metrics
         self._deadline_seconds = deadline_seconds
         self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
@@ -227,7 +227,8 @@ class Predictor:
     async def _ask(
         self, bundle: Bundle, tokens: list[Tokens], chunk: list[int], exchange: Exchange, until: float
     ) -> np.ndarray:
-        async with self._gate.passed(len(chunk), bundle.max_batch_size):
+        gate = self._gate if len(tokens) <= SMALL else self._bulk_gate
+        async with gate.passed(len(chunk), bundle.max_batch_size):
             exchange.stages.first_sent = exchange.stages.first_sent or time.perf_counter()
             logits = await self._coalescer.logits(
                 bundle,

@@ -74,7 +74,7 @@ class Settings(BaseSettings):
         None, description="origins whose pages may ask, separated by commas, or * for all; none when unset"
     )
     max_in_flight: int = Field(
-        2048, ge=1, le=1_000_000, description="texts (not requests) ever let in at one time; usually 429 comes earlier"
+        4096, ge=1, le=1_000_000, description="texts (not requests) ever let in at one time; usually 429 comes earlier"
     )
     max_texts: int = Field(1024, ge=1, le=100_000, description="texts in one batch request")
     max_text_characters: int = Field(20_000, ge=1, le=1_000_000, description="characters of one text")

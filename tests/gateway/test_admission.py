@@ -16,6 +16,7 @@ import gateway.admission
 from gateway.admission import (
     BATCHES_AT_TRITON,
     BULK_AT_ONCE,
+    BULK_FIRST,
     BULK_TEXTS,
     CROWD,
     CROWD_SECONDS,
@@ -88,13 +89,36 @@ def test_bulk_and_small_requests_do_not_take_each_others_places():
     assert admission.has_room(1024) and not admission.has_room(1)
 
 
-def test_a_few_callers_with_a_full_batch_each_are_let_in_together():
-    admission = Admission(4096)
-    batches = [enter(admission, BATCH) for _ in range(BULK_TEXTS // BATCH)]
-    assert len(batches) > BULK_AT_ONCE
-    assert not admission.has_room(BATCH) and admission.has_room(1)
-    batches.pop().__exit__(None, None, None)
-    assert admission.has_room(BATCH)
+def test_callers_with_a_full_batch_each_are_let_in_together(world):
+    """At first by a guess, then a second's work of bulk; at least as many as Triton and the gate hold."""
+    for rate in (5000, 20):
+        world_ = world(*MODELS["a small model"], most=8192)
+        admission = world_.admission
+        assert len(enter_all(admission, BATCH)) == BULK_FIRST // BATCH
+        for _ in range(4000 // rate + 100):  # one after the other, with pauses that say nothing of the model
+            with admission.let_in(BATCH):
+                world_.now += BATCH / rate
+            world_.now += 0.1
+        batches = enter_all(admission, BATCH)
+        assert len(batches) == max(BULK_TEXTS, rate) // BATCH
+        assert admission.has_room(1)
+        assert int(admission.refusal(BATCH).headers["Retry-After"]) <= 1 + BULK_TEXTS // 20 + RETRY_SPREAD
+        batches.pop().__exit__(None, None, None)
+        assert admission.has_room(BATCH)
+
+
+def test_before_any_bulk_was_answered_the_pace_of_single_texts_says_how_much_is_a_second(world):
+    world = world(*MODELS["one of KcBERT's size"])
+    world.offer(200, 30)
+    assert len(enter_all(world.admission, BATCH)) == BULK_TEXTS // BATCH
+
+
+def enter_all(admission: Admission, texts: int) -> list:
+    """As many requests of so many texts as there is room for."""
+    places = []
+    while admission.has_room(texts):
+        places.append(enter(admission, texts))
+    return places
 
 
 def test_bulk_leaves_room_for_small_requests_below_the_upper_bound():
@@ -443,7 +467,7 @@ class Line:
     """Tasks that go through a gate and stay until they are let out."""
 
     def __init__(self) -> None:
-        self.gate = Gate()
+        self.gate = Gate(BATCHES_AT_TRITON)
         self.inside: list[str] = []
         self.out: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task] = {}

@@ -312,6 +312,33 @@ def test_a_crowd_is_answered_or_refused_and_readiness_stays(gateway):
     asyncio.run(scenario())
 
 
+def test_a_line_of_batches_is_answered_and_no_single_text_waits_behind_it(gateway, triton):
+    """Triton stands still until all have come: of the batches it holds two, the rest is behind a gate of its own."""
+    done: list[str] = []
+
+    async def caller(client: httpx.AsyncClient, route: str, body: dict) -> None:
+        answer = await client.post(route, json=body)
+        assert answer.status_code == 200, answer.text
+        done.append(route)
+
+    async def scenario() -> None:
+        headers = {"authorization": "Bearer key-of-the-crowd"}
+        limits = httpx.Limits(max_connections=None)
+        batch, single = "/v1/predict/batch", "/v1/predict"
+        async with httpx.AsyncClient(base_url=gateway.url, headers=headers, limits=limits, timeout=30) as client:
+            with stopped_triton(triton):
+                line = [asyncio.create_task(caller(client, batch, {"texts": ["영화"] * 64})) for _ in range(30)]
+                await asyncio.sleep(1)
+                last = asyncio.create_task(caller(client, single, {"text": "영화"}))
+                await asyncio.sleep(0.5)
+                assert not done
+            await asyncio.gather(*line, last)
+        assert done.index(single) <= 8
+        assert len(done) == 31
+
+    asyncio.run(scenario())
+
+
 def test_the_replica_may_hold_as_many_connections_as_the_system_lets_it(gateway):
     soft, hard = gateway.replica().rlimit(psutil.RLIMIT_NOFILE)
     assert soft == hard > 512
