@@ -107,9 +107,9 @@ async def test_a_gateway_with_narrower_limits_gets_smaller_requests(shared_repos
 
 
 async def test_a_full_gateway_is_asked_again_when_it_said(shared_repository, shared_triton) -> None:
-    with served_app(shared_repository, shared_triton.grpc_port) as gateway:
+    with served_app(shared_repository, shared_triton.grpc_port, max_texts=256, max_in_flight=800) as gateway:
         async with run_of(gateway.url, texts_of(20_000)) as run, run_of(gateway.url, texts_of(20_000)) as other:
-            work = [asyncio.create_task(each.work()) for each in (run, other)]  # twice what is let in
+            work = [asyncio.create_task(each.work()) for each in (run, other)]  # four requests, three are let in
             await until(lambda: isinstance(run.waiting_for or other.waiting_for, Busy))
             await asyncio.gather(*work)
     assert_all_answered(run)
