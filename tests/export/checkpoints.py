@@ -15,7 +15,11 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from export.quantize import has_vnni
+
 transformers_logging.disable_progress_bar()
+
+UNSIGNED = not has_vnni()  # weights of 8 bits must be so where their products would saturate otherwise
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 SUBJECTS = ["이 영화", "배우 연기", "감독 연출", "음악", "결말", "대사", "장면", "후속편", "이야기", "주인공"]

@@ -9,7 +9,7 @@ from export.checkpoint import read_checkpoint
 from export.graph import build_graph
 from export.onnx_model import OnnxModel, pad
 from export.quantize import Recipe
-from tests.export.checkpoints import CONFIGS, make_model, save_checkpoint
+from tests.export.checkpoints import CONFIGS, UNSIGNED, make_model, save_checkpoint
 
 TEXTS = [[2, *np.random.default_rng(row).integers(4, 40, 3 + row % 20), 3] for row in range(40)]
 
@@ -65,7 +65,7 @@ def distance(outlying, tmp_path):
 
     def measured(constants: dict[str, np.ndarray]) -> float:
         file = tmp_path / "model.onnx"
-        graph = build_graph(outlying.config, outlying.weights() | constants, Recipe("int8", 8))
+        graph = build_graph(outlying.config, outlying.weights() | constants, Recipe("int8", 8, unsigned=UNSIGNED))
         file.write_bytes(graph.SerializeToString())
         return np.abs(OnnxModel(file).logits(*pad(TEXTS, 0)) - exact).mean()
 

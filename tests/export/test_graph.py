@@ -15,9 +15,9 @@ from export.graph import build_graph
 from export.manifest import IDS, LOGITS, MASK
 from export.onnx_model import pad
 from export.quantize import FP32, Recipe
-from tests.export.checkpoints import CONFIGS, VOCABULARY, make_model
+from tests.export.checkpoints import CONFIGS, UNSIGNED, VOCABULARY, make_model
 
-INT8 = Recipe("int8", 8)
+INT8 = Recipe("int8", 8, unsigned=UNSIGNED)
 RECIPES = (
     INT8,
     Recipe("7-bit weights", 7),

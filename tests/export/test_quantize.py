@@ -8,6 +8,7 @@ import pytest
 from export.builder import GraphBuilder, Matrix
 from export.graph import GELU_FLOOR
 from export.quantize import FP32, Int8Products, has_vnni, quantize_rows, recipes
+from tests.export.checkpoints import UNSIGNED
 
 
 @pytest.mark.parametrize(("largest", "bits"), [(127, 8), (63, 7)])
@@ -56,12 +57,12 @@ def test_the_flags_of_the_cpu_say_whether_products_of_bytes_saturate(tmp_path, c
     assert has_vnni(file) is vnni
 
 
-def products_of(x, weight, smooth=None, reach=None, bias=0, **how) -> np.ndarray:
+def products_of(x, weight, smooth=None, reach=None, bias=0, bits=8, unsigned=UNSIGNED) -> np.ndarray:
     """What a file answers for x · weightᵀ + bias."""
     graph = GraphBuilder()
     rows = Matrix("x", graph.op("Shape", "x", start=0, end=1))
     biases = np.full(len(weight), bias, np.float32)
-    product = Int8Products(graph, 8, **how).linear(rows, weight, biases, smooth=smooth, reach=reach)
+    product = Int8Products(graph, bits, unsigned=unsigned).linear(rows, weight, biases, smooth=smooth, reach=reach)
     model = graph.model(inputs={}, outputs={product.name: ["rows", len(weight)]})
     model.graph.input.append(onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["rows", x.shape[1]]))
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -71,7 +72,7 @@ def products_of(x, weight, smooth=None, reach=None, bias=0, **how) -> np.ndarray
 def test_unsigned_weights_give_the_same_products():
     source = np.random.default_rng(0)
     x, weight = (source.normal(size=size).astype(np.float32) for size in ((5, 64), (32, 64)))
-    signed, unsigned = products_of(x, weight), products_of(x, weight, unsigned=True)
+    signed, unsigned = (products_of(x, weight, bits=7, unsigned=each) for each in (False, True))
     assert np.array_equal(signed, unsigned)
     assert signed == pytest.approx(x @ weight.T, abs=0.5)
 
