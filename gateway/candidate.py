@@ -261,8 +261,7 @@ class Shadow:
 
     async def _read_again(self, bundle: Bundle, texts: list[str], request_id: str) -> tuple[list[str], float]:
         """The names of the labels, and the seconds at Triton."""
-        encodings = await asyncio.to_thread(bundle.tokenizer.encode_batch_fast, texts)
-        tokens = [bundle.tokens(each) for each in encodings]
+        tokens = await asyncio.to_thread(bundle.tokens, texts)
         if any(bundle.is_empty(each) for each in tokens):
             raise EmptyText("is empty after the candidate's cleaning")
         asked = time.perf_counter()

@@ -190,7 +190,7 @@ class Predictor:
     async def _tokenize(self, bundle: Bundle, texts: list[str], stages: Stages) -> list[Tokens]:
         if sum(map(len, texts)) <= CHARACTERS_IN_THE_LOOP:
             started = time.perf_counter()
-            tokens = _tokenized(bundle, texts)
+            tokens = bundle.tokens(texts)
             stages.tokenization += time.perf_counter() - started
         else:
             asked = time.perf_counter()
@@ -240,11 +240,7 @@ class Predictor:
         return probabilities(logits)
 
 
-def _tokenized(bundle: Bundle, texts: list[str]) -> list[Tokens]:
-    return [bundle.tokens(each) for each in bundle.tokenizer.encode_batch_fast(texts)]
-
-
 def _timed(bundle: Bundle, texts: list[str]) -> tuple[float, float, list[Tokens]]:
     started = time.perf_counter()
-    tokens = _tokenized(bundle, texts)
+    tokens = bundle.tokens(texts)
     return started, time.perf_counter(), tokens

@@ -9,8 +9,9 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, Model, WordLevel
 
-from gateway.bundle import Bundle, _vocabulary_apart, load_tokenizer, read_bundle, read_serving
+from gateway.bundle import Bundle, _vocabulary_apart, load_tokenizers, read_bundle, read_serving
 from gateway.errors import BundleBroken
+from gateway.plain import is_plain
 from tests.bundles import UNKNOWN, describe, set_serving, write_bundle, write_config
 
 VERSION = "sentiment/1"
@@ -160,7 +161,8 @@ def test_truncation_and_emptiness_are_told_from_the_tokens(repository):
     bundle: Bundle = read_bundle(repository)
 
     def tokens(text: str):
-        return bundle.tokens(bundle.tokenizer.encode(text))
+        (found,) = bundle.tokens([text])
+        return found
 
     assert not tokens("영화 " * 30).truncated
     assert tokens("영화 " * 31).truncated
@@ -233,10 +235,11 @@ def with_settings_of_its_own(file: Path) -> None:
 def test_a_tokenizer_that_is_loaded_in_parts_is_the_one_of_the_file(repository, change):
     file = repository / VERSION / "tokenizer.json"
     change(file)
-    whole, parts = Tokenizer.from_file(str(file)), load_tokenizer(file)
+    whole, (parts, plain) = Tokenizer.from_file(str(file)), load_tokenizers(file)
     assert json.loads(parts.to_str()) == json.loads(whole.to_str())
     for text in ("영화 최고! 영화영화", "[NEW] 재밌다 [SEP]", "🤗 unknown", "[CLS]", ""):
         assert parts.encode(text).ids == whole.encode(text).ids
+        assert not is_plain(text) or plain.encode(text).ids == whole.encode(text).ids
 
 
 def test_a_vocabulary_is_loaded_apart_from_the_rest(repository):
