@@ -4,12 +4,15 @@ Smoothing, as SmoothQuant does it (Xiao et al., 2023), moves what is hard to qua
 channel of the input that reaches far beyond the others costs all of them their precision. So each channel is divided by
 a factor and the weight's column multiplied by it, which changes nothing but the rounding.
 
-An input that comes straight out of a LayerNorm can then do with one scale for all tokens: normalized rows are alike,
-their largest values too. Its range is the farthest that the smoothed texts reach; a value beyond it is cut off there.
+An input whose rows are alike can do with one scale for all tokens. What comes straight out of a LayerNorm always can,
+once it is smoothed; attention's and the activation's results can where no token's largest value is far from the usual,
+which a few tokens of some models are. The range is the farthest that the texts reach; what is beyond it is cut off.
 
 Factors and ranges stand among the weights, under the name of the module whose input they are of, ending in ``smooth``
 and ``range``; query, key and value have one input.
 """
+
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ from export.checkpoint import Checkpoint
 ROWS = 128
 LEAST = 1e-5  # below it a channel is silent
 NORMALIZED = ("attention.self", "intermediate.dense")  # what reads the output of a LayerNorm
+ALIKE = 6.0  # times the median row's largest value, that of the farthest row at most
 
 Constants = dict[str, np.ndarray]
 
@@ -28,48 +32,52 @@ def smoothing(checkpoint: Checkpoint, encoded: list[list[int]]) -> Constants:
 
     ``encoded`` are the token ids of real texts, of which ``ROWS`` are read.
     """
-    return {f"{name}.smooth": factor for name, (factor, _) in _factors(checkpoint, encoded).items()}
+    return {f"{name}.smooth": _factor(each) for name, each in _inputs(checkpoint, encoded).items()}
 
 
 def calibration(checkpoint: Checkpoint, encoded: list[list[int]]) -> Constants:
-    """Factors as of `smoothing` and ranges, FLOAT scalars, for the inputs that a LayerNorm has made."""
+    """Ranges, FLOAT scalars, of the inputs whose rows are alike, and factors as of `smoothing` of the normalized."""
     found = {}
-    for name, (factor, reach) in _factors(checkpoint, encoded).items():
+    for name, each in _inputs(checkpoint, encoded).items():
         if name.endswith(NORMALIZED):
-            found[f"{name}.smooth"] = factor
-            found[f"{name}.range"] = np.float32(max((reach / factor).max(), LEAST))
+            found[f"{name}.smooth"] = factor = _factor(each)
+            found[f"{name}.range"] = np.float32(max((each.reach / factor).max(), LEAST))
+        elif (farthest := each.reach.max()) <= ALIKE * np.median(np.concatenate(each.rows)):
+            found[f"{name}.range"] = np.float32(max(farthest, LEAST))
     return found
 
 
-def _factors(checkpoint: Checkpoint, encoded: list[list[int]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """For each input the factor of each channel, and how far the channel reaches, FLOAT [in] each."""
-    groups: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for name, reach in _reach(checkpoint, encoded).items():
-        columns = np.abs(checkpoint.model.get_submodule(name).weight.detach().numpy()).max(axis=0)
-        group = name.rpartition(".")[0] if ".attention.self." in name else name
-        groups.setdefault(group, []).append((reach, columns))
-    found = {}
-    for name, members in groups.items():
-        reach, columns = (np.max(each, axis=0) for each in zip(*members, strict=True))
-        factor = np.sqrt(np.maximum(reach, LEAST) / np.maximum(columns, LEAST))
-        found[name] = np.where((reach > LEAST) & (columns > LEAST), factor, 1).astype(np.float32), reach
-    return found
+@dataclass
+class Input:
+    """Of some products of a layer, what the texts make of it."""
+
+    reach: np.ndarray | float = 0.0  # FLOAT [in]: largest absolute value of each channel
+    rows: list[np.ndarray] = field(default_factory=list)  # FLOAT [tokens] of each text: largest of each row
+    columns: np.ndarray | float = 0.0  # FLOAT [in]: largest of the weights that multiply each channel
+
+
+def _factor(given: Input) -> np.ndarray:
+    reach, columns = given.reach, given.columns
+    factor = np.sqrt(np.maximum(reach, LEAST) / np.maximum(columns, LEAST))
+    return np.where((reach > LEAST) & (columns > LEAST), factor, 1).astype(np.float32)
 
 
 @torch.inference_mode()
-def _reach(checkpoint: Checkpoint, encoded: list[list[int]]) -> dict[str, np.ndarray]:
-    """For each linear module of the layers the largest absolute value of each channel of its input."""
-    reach: dict[str, np.ndarray] = {}
+def _inputs(checkpoint: Checkpoint, encoded: list[list[int]]) -> dict[str, Input]:
+    """The inputs of the linear modules of the layers; query, key and value have one."""
+    inputs: dict[str, Input] = {}
 
-    def watch(name: str):
-        def look(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            largest = inputs[0].flatten(0, -2).abs().amax(dim=0).numpy()
-            reach[name] = np.maximum(reach.get(name, 0), largest)
+    def watch(module: torch.nn.Linear, given: Input):
+        def look(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+            values = arguments[0].flatten(0, -2).abs()
+            given.reach = np.maximum(given.reach, values.amax(dim=0).numpy())
+            given.rows.append(values.amax(dim=1).numpy())
 
-        return look
+        given.columns = np.maximum(given.columns, module.weight.abs().amax(dim=0).numpy())
+        return module.register_forward_pre_hook(look)
 
     hooks = [
-        module.register_forward_pre_hook(watch(name))
+        watch(module, inputs.setdefault(name.rpartition(".")[0] if ".attention.self." in name else name, Input()))
         for name, module in checkpoint.model.named_modules()
         if isinstance(module, torch.nn.Linear) and ".encoder.layer." in name
     ]
@@ -79,4 +87,4 @@ def _reach(checkpoint: Checkpoint, encoded: list[list[int]]) -> dict[str, np.nda
     finally:
         for hook in hooks:
             hook.remove()
-    return reach
+    return inputs

@@ -1,8 +1,8 @@
 """How the large matrix products of a graph are written: in fp32, or in int8.
 
 Weights are int8 with one scale per output column. Activations are quantized while the model runs, each row (token) by
-its own largest value, or, where a LayerNorm has made the rows alike, all by a range found beforehand (calibration.py),
-which saves several small operators. The usual dynamic quantization takes one scale for the whole batch: there an
+its own largest value, or, where rows are alike, all by a range found beforehand (calibration.py), which saves several
+small operators. The usual dynamic quantization takes one scale for the whole batch: there an
 outlier in one text costs the precision of its neighbours, and the answer to a text depends on the company it came in.
 Neither of ours knows the neighbours (EXPERIMENTS.md has the figures).
 
@@ -14,6 +14,7 @@ ONNX Runtime takes another, exact way. So the ladder depends on the CPU, and eve
 its golden rows.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,8 +29,8 @@ from export.builder import CONTRIB, GraphBuilder, Matrix, integers, real
 class Recipe:
     """One way to write a model. ``weight_bits``: None means fp32, 16 fp16.
 
-    ``calibrated``: what a LayerNorm has made is smoothed and quantized by one range, the rest by a scale per token;
-    ``smoothed``: every input is, and has a scale per token (calibration.py).
+    ``calibrated``: inputs whose rows are alike are quantized by one range, those of a LayerNorm smoothed before, the
+    rest by a scale per token; ``smoothed``: every input is, and has a scale per token (calibration.py).
     ``spared`` is the share of the layers, the most sensitive ones, that stay in fp32; convert.py finds out which those
     are and names them in ``float_layers``.
     """
@@ -159,9 +160,11 @@ class Int8Products:
         if self._unsigned:
             codes, offset = (codes.astype(np.int16) + 128).astype(np.uint8), np.array(128, np.uint8)
         if reach is not None:
-            step, zero_point = real(reach / 127), np.array(128, np.uint8)
-            x_codes = graph.op("QuantizeLinear", x.name, step, zero_point)
-            operands = x_codes, codes, step, scales[:, 0], zero_point, offset, bias
+            reach = max(reach, -(floor or 0))
+            zero_point = _zero_point(reach, floor)
+            step, middle = real(reach / (255 - zero_point)), np.array(zero_point, np.uint8)
+            x_codes = graph.op("QuantizeLinear", x.name, step, middle)
+            operands = x_codes, codes, step, scales[:, 0], middle, offset, bias
             return Matrix(graph.op("MatMulIntegerToFloat", *operands, domain=CONTRIB), x.rows)
         x_codes, x_scales, zero_point = self._quantize(x, weight.shape[1], floor)
         operands = x_codes, codes, real(1), scales[:, 0], np.array(zero_point, np.uint8), offset
@@ -196,6 +199,11 @@ class Int8Products:
             shape = self._graph.op("Concat", rows, integers(1), axis=0)
             self._zero_points[rows, value] = self._graph.op("Expand", np.array([[value]], np.uint8), shape)
         return self._zero_points[rows, value]
+
+
+def _zero_point(reach: float, floor: float | None) -> int:
+    """The code of 0 where values go from ``floor``, or else -``reach``, to ``reach``."""
+    return 128 if floor is None else math.ceil(-floor * 255 / (reach - floor))
 
 
 def quantize_rows(weight: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:

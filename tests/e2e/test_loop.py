@@ -63,10 +63,10 @@ def test_the_candidate_beats_what_serves_on_a_fresh_clone_and_answers(ran):
     folder, _ = ran
     first, second = json.loads((folder / "model_registry.json").read_text(encoding="utf-8"))["versions"]
     assert (first["stage"], second["stage"]) == ("Champion", "Candidate")
-    assert first["tags"]["judged_against"] == "the served bundle, version 3"
+    assert first["tags"]["judged_against"] == "the served bundle, version 4"
     assert first["tags"]["gate.better"].startswith("passed: better: +")
     serving = json.loads((folder / "model_repository" / "serving.json").read_text(encoding="utf-8"))
-    assert (serving["version"], serving["previous"]) == (4, 3)
+    assert (serving["version"], serving["previous"]) == (5, 4)
 
 
 def test_turned_stars_win_on_their_own_test_rows_and_lose_by_the_behaviour_suite(ran):
@@ -80,7 +80,7 @@ def test_turned_stars_win_on_their_own_test_rows_and_lose_by_the_behaviour_suite
 def test_no_request_was_answered_wrong_and_both_versions_answered(ran):
     folder, _ = ran
     figures = json.loads((folder / "traffic.txt").read_text(encoding="utf-8").splitlines()[-1])
-    assert set(figures["versions"]) == {"3", "4"}
+    assert set(figures["versions"]) == {"4", "5"}
     assert figures["failed"] == 0
     assert figures["right"] > 100
 

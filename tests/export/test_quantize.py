@@ -57,12 +57,14 @@ def test_the_flags_of_the_cpu_say_whether_products_of_bytes_saturate(tmp_path, c
     assert has_vnni(file) is vnni
 
 
-def products_of(x, weight, smooth=None, reach=None, bias=0, bits=8, unsigned=UNSIGNED) -> np.ndarray:
+def products_of(x, weight, smooth=None, reach=None, bias=0, bits=8, unsigned=UNSIGNED, floor=None) -> np.ndarray:
     """What a file answers for x · weightᵀ + bias."""
     graph = GraphBuilder()
     rows = Matrix("x", graph.op("Shape", "x", start=0, end=1))
     biases = np.full(len(weight), bias, np.float32)
-    product = Int8Products(graph, bits, unsigned=unsigned).linear(rows, weight, biases, smooth=smooth, reach=reach)
+    product = Int8Products(graph, bits, unsigned=unsigned).linear(
+        rows, weight, biases, floor, smooth=smooth, reach=reach
+    )
     model = graph.model(inputs={}, outputs={product.name: ["rows", len(weight)]})
     model.graph.input.append(onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["rows", x.shape[1]]))
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -94,6 +96,18 @@ def test_a_range_serves_all_rows_and_what_is_beyond_it_is_cut_off(unsigned):
     step = 4 / 127
     assert np.abs(found - np.clip(x, -128 * step, 127 * step)).max() < 0.51 * step
     assert found[0, :3] == pytest.approx([4, -128 * step, 0], abs=1e-3)
+
+
+@pytest.mark.parametrize("floor", [GELU_FLOOR, 0.0])
+@pytest.mark.parametrize("reach", [1e-5, 0.1, 1.0, 20.0])
+def test_a_range_begins_at_the_floor_where_there_is_one(floor, reach):
+    x = np.random.default_rng(0).uniform(floor, reach, size=(50, 64)).astype(np.float32)
+    x[0, :3] = 3 * reach + 1, floor, 0
+    found = products_of(x, np.eye(64, dtype=np.float32), reach=np.float32(reach), floor=floor)
+    farthest = max(reach, -floor)
+    step = (farthest - floor) / 253  # of 255, less what the floor and 0 take to be whole codes
+    assert np.abs(found - np.minimum(x, farthest)).max() < 0.51 * step
+    assert found[0, :3] == pytest.approx([farthest, floor, 0], abs=0.51 * step)
 
 
 @pytest.mark.parametrize("floor", [None, GELU_FLOOR, 0.0])
