@@ -248,11 +248,12 @@ def test_a_release_reaches_triton_and_gateway_with_the_environment_of_the_traini
     assert settings.triton_grpc_host == TRITON
     with pytest.raises(TritonAway, match="refuses the admin key"):
         publish(settings.model_copy(update={"triton_admin_key": type(settings.triton_admin_key)("x" * 16)}))
-    assert publish(settings).live
+    released = publish(settings)
+    assert released.live
     answer = httpx.post(
         f"{stack.gateway}/v1/predict", json=SENTENCE, headers={"authorization": f"Bearer {stack.key}"}, timeout=30
     )
-    assert answer.json()["model_version"] == "4"
+    assert answer.json()["model_version"] == str(released.serving.version)
 
 
 def publish(settings: Settings) -> Released:

@@ -135,7 +135,7 @@ def test_a_server_that_hangs_is_replaced(repository, tmp_path):
 
 def test_an_overloaded_server_is_left_in_peace(repository, tmp_path):
     """Requests of different lengths do not share a batch, so thirty of them are a queue of many seconds."""
-    replace_model(repository, slow_model(0.3), check=False)
+    replace_model(repository, slow_model(0.6), check=False)
     with running_triton(repository, tmp_path / "var") as triton:
         requests = [([[START] * length], [[1] * length]) for length in range(2, 33)]
         answers = asyncio.run(ask_all(triton, requests, seconds=300))
