@@ -21,6 +21,8 @@ from tests.training.lessons import FILLING, behaviour_as_lessons, sentences, wri
 from tests.triton_process import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
+# The version that a clone serves; what the loop releases comes after it.
+SHIPPED = json.loads((ROOT / "model_repository" / "serving.json").read_text(encoding="utf-8"))["version"]
 CONFIG = """
 dataset: {{kind: sample, dev_share: 0.15}}
 model: {{encoder: {encoder}, max_length: 32, dropout: 0.0}}
@@ -63,10 +65,10 @@ def test_the_candidate_beats_what_serves_on_a_fresh_clone_and_answers(ran):
     folder, _ = ran
     first, second = json.loads((folder / "model_registry.json").read_text(encoding="utf-8"))["versions"]
     assert (first["stage"], second["stage"]) == ("Champion", "Candidate")
-    assert first["tags"]["judged_against"] == "the served bundle, version 4"
+    assert first["tags"]["judged_against"] == f"the served bundle, version {SHIPPED}"
     assert first["tags"]["gate.better"].startswith("passed: better: +")
     serving = json.loads((folder / "model_repository" / "serving.json").read_text(encoding="utf-8"))
-    assert (serving["version"], serving["previous"]) == (5, 4)
+    assert (serving["version"], serving["previous"]) == (SHIPPED + 1, SHIPPED)
 
 
 def test_turned_stars_win_on_their_own_test_rows_and_lose_by_the_behaviour_suite(ran):
@@ -80,7 +82,7 @@ def test_turned_stars_win_on_their_own_test_rows_and_lose_by_the_behaviour_suite
 def test_no_request_was_answered_wrong_and_both_versions_answered(ran):
     folder, _ = ran
     figures = json.loads((folder / "traffic.txt").read_text(encoding="utf-8").splitlines()[-1])
-    assert set(figures["versions"]) == {"4", "5"}
+    assert set(figures["versions"]) == {str(SHIPPED), str(SHIPPED + 1)}
     assert figures["failed"] == 0
     assert figures["right"] > 100
 
@@ -133,10 +135,10 @@ def test_a_release_that_fails_its_smoke_test_is_rolled_back(forced):
         "candidate": "success", "promote": "success", "gates": "success", "tell_refused": "skipped",
         "export": "success", "smoke": "failed", "roll_back": "success", "tell_promoted": "upstream_failed",
     }  # fmt: skip
-    assert (run.handed_on["candidate"], run.handed_on["export"]) == (2, 5)
-    assert state(forced) == (1, 4)
+    assert (run.handed_on["candidate"], run.handed_on["export"]) == (2, SHIPPED + 2)
+    assert state(forced) == (1, SHIPPED + 1)
     assert [message["text"] for message in channel.messages] == [
-        "🔥 release: smoke failed", "↩️ Version 2 is rolled back: it failed its smoke test as version 5"
+        "🔥 release: smoke failed", f"↩️ Version 2 is rolled back: it failed its smoke test as version {SHIPPED + 2}"
     ]  # fmt: skip
     assert "nothing answers at http://127.0.0.1:" in json.dumps(channel.messages[0])
     assert "version 1 is the registry's Champion again" in json.dumps(channel.messages[1])
@@ -150,7 +152,7 @@ def test_a_champion_that_cannot_be_exported_steps_down_again(forced):
         )
     assert (run.state, run.tasks["export"], run.tasks["smoke"]) == ("failed", "failed", "upstream_failed")
     assert run.tasks["roll_back"] == "success"
-    assert state(forced) == (1, 4)
+    assert state(forced) == (1, SHIPPED + 1)
     assert [message["text"] for message in channel.messages] == [
         "🔥 release: export failed", "↩️ Version 2 is rolled back: its export failed"
     ]  # fmt: skip
