@@ -217,6 +217,8 @@ class Triton(Reviews):
     def on_stop(self) -> None:
         super().on_stop()
         self.client.close()
+        # Its __del__ closes once more, which can wait for ever when it comes at the end of the process, after gevent's.
+        del self.client
 
     def prepare(self) -> list:
         inputs = []
