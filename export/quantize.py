@@ -2,9 +2,9 @@
 
 Weights are int8 with one scale per output column. Activations are quantized while the model runs, each row (token) by
 its own largest value, or, where rows are alike, all by a range found beforehand (calibration.py), which saves several
-small operators. The usual dynamic quantization takes one scale for the whole batch: there an
-outlier in one text costs the precision of its neighbours, and the answer to a text depends on the company it came in.
-Neither of ours knows the neighbours (EXPERIMENTS.md has the figures).
+small operators. The usual dynamic quantization takes one scale for the whole batch: there an outlier in one text costs
+the precision of its neighbours, and the answer to a text depends on the company it came in. Neither of ours knows the
+neighbours (EXPERIMENTS.md has the figures).
 
 `recipes` is the ladder of remedies that convert.py climbs until the parity gate opens.
 
